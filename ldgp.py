@@ -1,0 +1,151 @@
+"""LDGP: find likely rain in photographs from the locally dominant gradient, one mask per photograph.
+
+    python ldgp.py --dataset="Rain100L" --patch_size=80 --kernel_size=10
+"""
+import math
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils import run
+from utils.image import ImageError, list_images, read_image, write_png
+
+CELL = 8  # pixels; the cells, blocks and bins of Dalal and Triggs' descriptor as the paper uses it
+BLOCK = 4  # cells a side
+BINS = 36  # unsigned, of 5 degrees
+SMALLEST = CELL * BLOCK  # pixels: one block
+
+
+def check_opencv():
+    """Raise ImageError on OpenCV 5: it has no HOGDescriptor, and its warpAffine rounds differently."""
+    if int(cv2.__version__.split(".")[0]) >= 5:
+        raise ImageError(f"OpenCV {cv2.__version__} gives other masks; run: pip install 'opencv-python>=4.8,<5'")
+
+
+@lru_cache
+def _credit(width, height, exchange_cells):
+    """Weights (blocks_x * blocks_y * BLOCK * BLOCK,) by which a patch's block histograms add up to its cell histograms.
+
+    Every cell counts once: the histograms of the blocks that hold it are averaged. With `exchange_cells` the two cell axes
+    within a block are exchanged, as in the published angles.
+    """
+    cells_x, cells_y = width // CELL, height // CELL
+    blocks_x, blocks_y = cells_x - BLOCK + 1, cells_y - BLOCK + 1
+    bx, by, cx, cy = np.ix_(range(blocks_x), range(blocks_y), range(BLOCK), range(BLOCK))
+    x, y = (bx + cy, by + cx) if exchange_cells else (bx + cx, by + cy)
+    holders_x = np.bincount((np.arange(blocks_x)[:, None] + np.arange(BLOCK)).ravel(), minlength=cells_x)
+    holders_y = np.bincount((np.arange(blocks_y)[:, None] + np.arange(BLOCK)).ravel(), minlength=cells_y)
+    return (1 / (holders_x[x] * holders_y[y])).ravel()
+
+
+@lru_cache
+def _descriptor(width, height):
+    return cv2.HOGDescriptor((width, height), (SMALLEST, SMALLEST), (CELL, CELL), (CELL, CELL), BINS)
+
+
+def patch_angle(grey, exchange_cells=True):
+    """The dominant gradient angle of one patch: 5 times the first bin that attains the histogram's maximum.
+
+    grey: (h, w) uint8, both sides at least 32; whole cells of 8x8 pixels are used. Returns degrees in 0, 5, ..., 175.
+    """
+    height, width = (side - side % CELL for side in grey.shape)
+    histograms = _descriptor(width, height).compute(np.ascontiguousarray(grey[:height, :width]))
+    total = _credit(width, height, exchange_cells) @ histograms.reshape(-1, BINS).astype(np.float64)
+    return 5 * int(total.argmax())
+
+
+def dominant_angle(image, patch_size=80, exchange_cells=True):
+    """The most frequent patch angle of an image (ties go to the smallest angle), before it is turned into a rotation.
+
+    image: (H, W, 3) uint8 BGR. Returns degrees in 0, 5, ..., 175.
+    Raises ImageError for a side below 32 pixels, ValueError for such a patch_size.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    height, width = grey.shape
+    if min(height, width) < SMALLEST:
+        raise ImageError(f"{width}x{height} pixels is too small: LDGP needs at least {SMALLEST} a side")
+    if patch_size < SMALLEST:
+        raise ValueError(f"patch_size must be at least {SMALLEST} (one block), not {patch_size}")
+    if min(height, width) < patch_size:
+        return patch_angle(grey, exchange_cells)
+    angles = Counter(
+        patch_angle(grey[top : top + patch_size, left : left + patch_size], exchange_cells)
+        for left in range(0, width - patch_size + 1, patch_size)
+        for top in range(0, height - patch_size + 1, patch_size)
+    )
+    return min(angles, key=lambda angle: (-angles[angle], angle))
+
+
+def rotation(angle):
+    """The rotation in degrees that turns streaks of this dominant gradient angle upright."""
+    if angle in (85, 90):
+        return 0
+    return angle - 180 if angle > 90 else angle
+
+
+def rotate(image, degrees):
+    """Rotate about the centre onto a canvas that holds the whole image, bilinear, with a white border.
+
+    image: (H, W) or (H, W, 3) uint8. Returns int(H|sin| + W|cos|) by int(H|cos| + W|sin|) pixels.
+    """
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
+    cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
+    canvas = int(height * sin + width * cos), int(height * cos + width * sin)
+    matrix[:, 2] += canvas[0] / 2 - width / 2, canvas[1] / 2 - height / 2
+    return cv2.warpAffine(image, matrix, canvas, flags=cv2.INTER_LINEAR, borderValue=(255, 255, 255))
+
+
+def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
+    """The rain mask of a photograph by the locally dominant gradient prior (paper, section 2.1).
+
+    image: (H, W, 3) uint8 BGR, sides of at least 32 pixels. patch_size: pixels a side of the patches whose gradients vote
+    for the rain's direction, at least 32. kernel_size: the shortest vertical run, in pixels, that counts as a streak.
+    exchange_cells: as in the published masks; False credits each histogram to the cell that it was measured in.
+    Returns (H, W) uint8, high where rain is likely; grey values on the edges come from rotating back.
+    Raises ImageError, ValueError as `dominant_angle`.
+    """
+    check_opencv()
+    degrees = rotation(dominant_angle(image, patch_size, exchange_cells))
+    upright = cv2.cvtColor(rotate(image, degrees), cv2.COLOR_BGR2GRAY)
+    bright = cv2.adaptiveThreshold(upright, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, 5, 0)
+    line = np.ones((kernel_size, 1), np.uint8)
+    streaks = cv2.dilate(cv2.erode(bright, line), line)
+    height, width = image.shape[:2]
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    top, left = math.floor(width * sin * cos), math.floor(height * cos * sin)
+    return np.ascontiguousarray(rotate(streaks, -degrees)[top : top + height, left : left + width])
+
+
+def main(args):
+    check_opencv()
+    source = Path(args.input_path or f"./dataset/{args.dataset}/input")
+    target = Path(args.save_path or f"./dataset/{args.dataset}/ldgp")
+
+    def work(path, bar):
+        image = read_image(path)
+        try:
+            mask = rain_mask(image, args.patch_size, args.kernel_size, not args.true_cells)
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+        write_png(target / f"{path.stem}.png", mask)
+        bar.set_postfix_str(f"rain {np.mean(mask > 0):.0%}", refresh=False)
+
+    return run.each_image(list_images(source), work, target)
+
+
+if __name__ == "__main__":
+    parser = run.Parser(__doc__)
+    parser.add_argument("--dataset", default="Rain100L", help="a folder under ./dataset/, with its photographs in input/")
+    parser.add_argument("--input_path", help="photographs, instead of ./dataset/<dataset>/input/")
+    parser.add_argument("--save_path", help="where the masks go, instead of ./dataset/<dataset>/ldgp/")
+    parser.add_argument("--patch_size", type=run.number(int, SMALLEST), default=80,
+                        help="pixels a side of the patches whose gradients vote for the rain's direction")
+    parser.add_argument("--kernel_size", type=run.number(int, 1), default=10,
+                        help="shortest bright run, in pixels along the rain, that counts as a streak")
+    parser.add_argument("--true_cells", action="store_true",
+                        help="credit gradients to the cell they were measured in; the published masks do not")
+    run.start(main, parser)

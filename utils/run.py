@@ -1,0 +1,149 @@
+"""What the stages' command lines share: flags that explain themselves, progress, failures, the last line."""
+import argparse
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.image import ImageError, only
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser made from a script's docstring: it shows every default and answers a mistake with one line."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description, formatter_class=HelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The docstring as it is written, and a default behind each flag."""
+
+
+def number(kind, low, high=float("inf"), odd=False):
+    """An argparse type: an int or a float from `low` to `high`, odd if asked."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high or odd and value % 2 == 0:
+            bounds = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
+            name = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name} {bounds}{' and odd' if odd else ''}")
+        return value
+
+    return parse
+
+
+def start(main, parser):
+    """Parse, run `main(args)` and leave with its exit code; an ImageError becomes one line and exit code 1."""
+    args = parser.parse_args()
+    try:
+        sys.exit(main(args))
+    except ImageError as error:
+        sys.exit(f"{parser.prog}: {error}")
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped; what is written so far is whole", file=sys.stderr)
+        sys.exit(130)
+
+
+def each_image(images, work, results, steps=1):
+    """Call work(path, bar) for every image, go on after a failure, and end with one line.
+
+    images: {stem: [path, ...]} of `list_images`. bar: the tqdm bar, of `steps` steps an image, which `work` may move on and
+    write to. results: the folder named in the last line. Under torchrun the images are dealt out to the processes, and
+    process 0 sums up. Returns the exit code: 0, or 1 where an image failed.
+    """
+    name = Path(sys.argv[0]).name
+    rank, world = ranks()
+    mine = list(images.values())[rank::world]
+    done, failed, seconds = 0, 0, 0.0
+    with tqdm(total=len(mine) * steps, unit="image" if steps == 1 else "step", dynamic_ncols=True, disable=rank > 0) as bar:
+        for count, paths in enumerate(mine, 1):
+            bar.set_description(f"{name} {paths[0].name}")
+            began = time.perf_counter()
+            try:
+                work(only(paths), bar)
+            except Exception as error:  # one bad image must not stop the others: it is reported, counted, and exits non-zero
+                failed += 1
+                tqdm.write(f"{name}: failed: {reason(paths[0], error)}", file=sys.stderr)
+            else:
+                done += 1
+                seconds += time.perf_counter() - began
+            bar.update(count * steps - bar.n)
+    if world > 1:
+        done, failed, seconds = _sum_over_ranks(done, failed, seconds)
+    if rank == 0:
+        average = f"{seconds / done:.2f} s an image" if done else "nothing done"
+        print(f"{name}: {done + failed} images, {failed} failed, {average}, results in {results}")
+    return 1 if failed else 0
+
+
+def reason(path, error):
+    """One line on why an image failed; a fault that is not the image's shows its traceback first."""
+    if isinstance(error, ImageError):
+        return str(error)
+    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        return f"{path}: out of memory ({type(error).__name__}); try --crop_size, a smaller image or another backbone"
+    if not isinstance(error, OSError):
+        traceback.print_exception(error)
+    return f"{path}: {type(error).__name__}: {error}".replace("\n", " ")
+
+
+def device(name):
+    """The torch device of a --device flag: auto is a GPU if there is one. Raises ImageError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    try:
+        chosen = torch.device(name)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        text = str(error).strip().splitlines()[0]
+        raise ImageError(f"--device {name} cannot be used here ({text}); use --device cpu") from None
+    return chosen
+
+
+def add_learning_flags(parser, epoch, lr=1e-3):
+    """The flags that all learning stages have."""
+    from models import BACKBONES
+
+    parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="network to train")
+    parser.add_argument("--epoch", type=number(int, 1), default=epoch, help="times that every reference is used")
+    parser.add_argument("--lr", type=number(float, 0), default=lr, help="learning rate of Adam")
+    parser.add_argument("--seed", type=number(int, 0), default=3, help="set anew for every image")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+
+
+def ranks():
+    """(rank, number of processes): (0, 1) unless started by torchrun, where the process group is joined."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")  # only counts travel here, so the CPU's engine serves GPUs as well
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _sum_over_ranks(*values):
+    import torch
+    import torch.distributed as dist
+
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    dist.destroy_process_group()
+    done, failed, seconds = total.tolist()
+    return int(done), int(failed), seconds
