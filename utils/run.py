@@ -56,20 +56,21 @@ def start(main, parser):
         sys.exit(130)
 
 
-def each_image(images, work, results, steps=1):
+def each_image(images, work, results, unit="image"):
     """Call work(path, bar) for every image, go on after a failure, and end with one line.
 
-    images: {stem: [path, ...]} of `list_images`. bar: the tqdm bar, of `steps` steps an image, which `work` may move on and
-    write to. results: the folder named in the last line. Under torchrun the images are dealt out to the processes, and
-    process 0 sums up. Returns the exit code: 0, or 1 where an image failed.
+    images: {stem: [path, ...]} of `list_images`. bar: the tqdm bar, over the images or, with unit="step", over the steps
+    of one image after the other (work says how many by bar.reset(steps)). results: the folder named in the last line.
+    Under torchrun the images are dealt out to the processes, and process 0 sums up.
+    Returns the exit code: 0, or 1 where an image failed.
     """
     name = Path(sys.argv[0]).name
     rank, world = ranks()
     mine = list(images.values())[rank::world]
     done, failed, seconds = 0, 0, 0.0
-    with tqdm(total=len(mine) * steps, unit="image" if steps == 1 else "step", dynamic_ncols=True, disable=rank > 0) as bar:
+    with tqdm(total=len(mine) if unit == "image" else None, unit=unit, dynamic_ncols=True, disable=rank > 0) as bar:
         for count, paths in enumerate(mine, 1):
-            bar.set_description(f"{name} {paths[0].name}")
+            bar.set_description(f"{name} {paths[0].name}" + (f" ({count} of {len(mine)})" if unit == "step" else ""))
             began = time.perf_counter()
             try:
                 work(only(paths), bar)
@@ -79,7 +80,8 @@ def each_image(images, work, results, steps=1):
             else:
                 done += 1
                 seconds += time.perf_counter() - began
-            bar.update(count * steps - bar.n)
+            if unit == "image":
+                bar.update()
     if world > 1:
         done, failed, seconds = _sum_over_ranks(done, failed, seconds)
     if rank == 0:
@@ -110,31 +112,68 @@ def device(name):
     try:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
     except (RuntimeError, AssertionError) as error:
         text = str(error).strip().splitlines()[0]
         raise ImageError(f"--device {name} cannot be used here ({text}); use --device cpu") from None
     return chosen
 
 
-def add_learning_flags(parser, epoch, lr=1e-3):
+def add_learning_flags(parser):
     """The flags that all learning stages have."""
     from models import BACKBONES
 
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="network to train")
-    parser.add_argument("--epoch", type=number(int, 1), default=epoch, help="times that every reference is used")
-    parser.add_argument("--lr", type=number(float, 0), default=lr, help="learning rate of Adam")
-    parser.add_argument("--seed", type=number(int, 0), default=3, help="set anew for every image")
+    parser.add_argument("--seed", type=number(int, 0), default=3, help="of weights and draws; set anew for every image")
+    add_inference_flags(parser)
+
+
+def add_inference_flags(parser):
+    """The flags of running a network, which test_all.py has as well."""
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    parser.add_argument("--amp", action="store_true", help="mixed precision: faster on a GPU, not the same digits")
+    parser.add_argument("--tile_size", type=number(int, 256), default=1024,
+                        help="pixels a side from which on a photograph is derained in tiles that overlap")
+
+
+class LossLine:
+    """Shows the loss on a bar and moves it on by a step, without ever making a GPU wait for it."""
+
+    def __init__(self, bar, every=0.25):
+        self.bar, self.every, self.shown, self.pending = bar, every, 0.0, None
+
+    def __call__(self, loss):
+        self.bar.update()
+        if loss.device.type != "cuda":
+            if time.perf_counter() - self.shown > self.every:
+                self._show(loss)
+            return
+        import torch
+
+        if self.pending and self.pending[1].query():
+            self._show(self.pending[0])
+            self.pending = None
+        if not self.pending and time.perf_counter() - self.shown > self.every:
+            copied = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+            self.pending = copied, torch.cuda.Event()
+            self.pending[1].record()
+
+    def _show(self, loss):
+        self.bar.set_postfix_str(f"loss {float(loss):.2e}", refresh=False)
+        self.shown = time.perf_counter()
 
 
 def ranks():
     """(rank, number of processes): (0, 1) unless started by torchrun, where the process group is joined."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return 0, 1
+    import torch
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo")  # only counts travel here, so the CPU's engine serves GPUs as well
+        gpu = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     return dist.get_rank(), dist.get_world_size()
 
 

@@ -1,0 +1,184 @@
+"""Scores: the published figures of rainy inputs, a literal SSIM, properties, and utils.evaluate as a user runs it."""
+import json
+import math
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from utils.evaluate import gains, table, target_stem
+from utils.image import ImageError, list_images, read_image, write_png
+from utils.metrics import PROTOCOLS, luma, mean_scores, psnr, rounded_luma, scores, ssim
+
+
+def noise(seed, height=24, width=31):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def near(image, seed, most=20):
+    change = np.random.default_rng(seed).integers(-most, most + 1, image.shape)
+    return np.clip(image + change, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("data_set", ["Rain100L", "SIRR_val"])
+def test_scores_of_rainy_inputs_are_those_published(reference, data_set):
+    golden = json.loads((reference / "golden/metrics_of_rainy_inputs.json").read_text())[data_set]
+    folder, rows = reference / "data" / data_set, []
+    inputs, targets = list_images(folder / "input"), list_images(folder / "target")
+    for stem, expected in golden["images"].items():
+        rows.append(scores(read_image(inputs[stem][0]), read_image(targets[stem][0])))
+        assert rows[-1] == pytest.approx(expected, rel=0, abs=6e-7), stem
+    assert mean_scores(rows) == pytest.approx(golden["mean"], rel=0, abs=6e-7)
+
+
+def literal_ssim(first, second):
+    """Wang et al. 2004, as their ssim.m has it: (H, W) float64 each."""
+    line = np.exp(-np.arange(-5, 6) ** 2 / (2 * 1.5**2))
+    window = np.outer(line, line) / np.outer(line, line).sum()
+
+    def blur(image):
+        return cv2.filter2D(image, cv2.CV_64F, window)[5:-5, 5:-5]
+
+    mean_1, mean_2 = blur(first), blur(second)
+    var_1, var_2 = blur(first**2) - mean_1**2, blur(second**2) - mean_2**2
+    both = blur(first * second) - mean_1 * mean_2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return np.mean((2 * mean_1 * mean_2 + c1) * (2 * both + c2) / ((mean_1**2 + mean_2**2 + c1) * (var_1 + var_2 + c2)))
+
+
+@pytest.mark.parametrize("size", [(11, 11), (24, 31)])
+def test_ssim_on_luma_is_the_original(size):
+    image = noise(0, *size)
+    other = near(image, 1)
+    assert ssim(image, other, "y_float") == pytest.approx(literal_ssim(luma(image), luma(other)), abs=1e-9)
+    views = rounded_luma(image).astype(float), rounded_luma(other).astype(float)
+    assert ssim(image, other, "y") == pytest.approx(literal_ssim(*views), abs=1e-9)
+
+
+@given(st.tuples(*[st.integers(0, 255)] * 3))
+@example((0, 206, 22))  # 125.5
+@example((5, 48, 46))  # 52.5: ties to even would give 52
+def test_luma_is_rounded_halves_up(bgr):
+    blue, green, red = bgr
+    exact = 16 + Fraction(65481 * red + 128553 * green + 24966 * blue, 255000)
+    pixel = np.array([[bgr]], np.uint8)
+    assert rounded_luma(pixel)[0, 0] == math.floor(exact + Fraction(1, 2))
+    assert luma(pixel)[0, 0] == pytest.approx(float(exact), abs=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from(list(PROTOCOLS)))
+def test_scores_are_symmetric_and_bounded(seed, protocol):
+    image, other = noise(seed), near(noise(seed), seed + 1)
+    assert psnr(image, other, protocol) == psnr(other, image, protocol) > 0
+    assert ssim(image, other, protocol) == pytest.approx(ssim(other, image, protocol), abs=1e-12)
+    assert ssim(image, other, protocol) < 1
+
+
+def test_psnr_of_a_known_error():
+    image = np.full((12, 12, 3), 100, np.uint8)
+    assert psnr(image, image + np.uint8(5)) == pytest.approx(20 * math.log10(255 / 5))
+    wrong_blue = image + np.array([5, 0, 0], np.uint8)  # luma gives blue a weight of 0.098
+    assert psnr(image, wrong_blue, "y_float") == pytest.approx(20 * math.log10(255 * 255 / (5 * 24.966)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_identical_images_and_their_means():
+    image = noise(3)
+    perfect, good = scores(image, image), scores(near(image, 4), image)
+    assert all(value == (math.inf if "psnr" in key else 1) for key, value in perfect.items())
+    mean = mean_scores([perfect, good])
+    assert mean["psnr_rgb"] == good["psnr_rgb"]  # the infinite one is left out
+    assert mean["ssim_rgb"] == pytest.approx((1 + good["ssim_rgb"]) / 2)
+    assert mean_scores([perfect, perfect])["psnr_y"] == math.inf
+    rows = {"a": gains(perfect, good), "b": gains(good, good), "c": gains(perfect, perfect)}
+    assert "nan" not in table(rows, "rgb")
+    assert gains(perfect, perfect)["psnr_rgb_gain"] == 0
+
+
+def test_what_cannot_be_scored_is_refused():
+    image = noise(5)
+    for other in (image[:-1], image[..., 0], image.astype(float)):
+        with pytest.raises(ValueError):
+            psnr(image, other)
+    assert set(scores(image[:7], image[:7], ["rgb"])) == {"psnr_rgb", "ssim_rgb"}
+    with pytest.raises(ImageError, match="at least 7"):
+        ssim(image[:6], image[:6])
+    with pytest.raises(ImageError, match="at least 11"):
+        ssim(image[:10], image[:10], "y")
+
+
+@pytest.mark.parametrize(
+    "stem, expected", [("901_3", "901"), ("902_3", "902_3"), ("5", "5"), ("7_1", "7_1"), ("901_3_1", "901_3_1")]
+)
+def test_a_target_is_found_by_stem(stem, expected):
+    assert target_stem({"901": [], "902": [], "902_3": [], "5": []}, stem) == expected
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two clean images, two rainy versions of the first and one of the second, and their results, which are better."""
+    for stem, clean in (("901_1", "901"), ("901_2", "901"), ("902", "902")):
+        target = noise(int(clean))
+        write_png(tmp_path / f"target/{clean}.png", target)
+        write_png(tmp_path / f"input/{stem}.png", near(target, 1, 60))
+        write_png(tmp_path / f"result/{stem}.png", near(target, 2, 10))
+    return tmp_path
+
+
+def evaluate(script, folders, *more, ok=True):
+    paths = "--result_path", folders / "result", "--target_path", folders / "target"
+    return script("-m", "utils.evaluate", *paths, *more, ok=ok)
+
+
+def test_evaluate_prints_a_table_of_each_protocol(script, folders):
+    more = "--input_path", folders / "input", "--csv", folders / "new/scores.csv"
+    done = evaluate(script, folders, "--protocol", "all", *more)
+    lines = done.stdout.splitlines()[1:]  # behind the line that names the paths
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("mean of 3") for line in lines) == 3
+    assert all(protocol.title in lines for protocol in PROTOCOLS.values())
+    expected = scores(read_image(folders / "result/901_2.png"), read_image(folders / "target/901.png"))
+    row = next(line for line in lines if line.startswith("901_2"))
+    assert row.split()[1:3] == [f"{expected['psnr_rgb']:.3f}", f"{expected['ssim_rgb']:.4f}"]
+    assert row.split()[5].startswith("+")
+    header, *rows = (folders / "new/scores.csv").read_text().splitlines()
+    assert header.startswith("image,psnr_rgb,ssim_rgb,psnr_y,") and len(header.split(",")) == 19
+    assert [row.split(",")[0] for row in rows] == ["901_1", "901_2", "902"]
+
+
+def test_evaluate_reports_what_is_bad_and_scores_the_rest(script, folders):
+    write_png(folders / "result/800.png", noise(0))  # has no target
+    write_png(folders / "result/901_2.png", noise(0, 20, 20))  # of another size
+    (folders / "result/902.png").write_bytes(b"no image")
+    done = evaluate(script, folders, ok=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "mean of 1" in done.stdout and "4 images, 3 failed" in done.stdout
+    for part in ("800.png: nothing for it", "901_2.png: 20x20", "902.png: not an image"):
+        assert part in done.stderr
+
+
+def test_evaluate_reports_missing_results(script, folders):
+    (folders / "result/902.png").unlink()
+    done = evaluate(script, folders, ok=False)
+    assert done.returncode == 1 and "failed: nothing in" in done.stderr and "for 902" in done.stderr
+    assert "mean of 2" in done.stdout
+    (folders / "result/901_1.png").unlink()  # 901 still has a result, but this input has none
+    assert "for 901_1, 902" in evaluate(script, folders, "--input_path", folders / "input", ok=False).stderr
+
+
+def test_evaluate_without_a_folder_is_one_line(script, tmp_path):
+    done = evaluate(script, tmp_path, ok=False)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "no such folder" in done.stderr
+
+
+def test_evaluate_scores_grey_and_transparent_results(script, tmp_path):
+    target = np.repeat(noise(8)[..., :1], 3, axis=2)
+    write_png(tmp_path / "target/grey.png", target)
+    write_png(tmp_path / "target/alpha.png", target)
+    write_png(tmp_path / "result/grey.png", target[..., 0])
+    write_png(tmp_path / "result/alpha.png", np.dstack([target, target[..., 0]]))
+    assert "Equal to the target: 2" in evaluate(script, tmp_path).stdout

@@ -1,0 +1,206 @@
+"""Make the pictures of the README from the demo set and what the stages made of it: the scheme, the masks, before and after.
+
+    python -m utils.figures --dataset_path="./dataset/Demo" --save_path="./img"
+"""
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from utils import run
+from utils.image import ImageError, companion, list_images, read_image, write_png
+
+SHOWN = ("chelsea", "coffee")  # of the demo set, unless --images names others
+WIDTH = 1000  # pixels; about what a README shows
+INK, PALE, ACCENT, PAPER = (60, 52, 44), (236, 228, 220), (160, 96, 32), (255, 255, 255)  # BGR
+
+
+def write_text(image, text, centre, size=15, color=INK, room=None):
+    """Write one line into an array (H, W, 3) uint8 BGR, centred at (x, y); made smaller, down to 8, to fit `room` pixels."""
+    font = ImageFont.load_default(size)
+    while room is not None and font.getlength(text) > room and size > 8:
+        size -= 1
+        font = ImageFont.load_default(size)
+    canvas = Image.fromarray(np.ascontiguousarray(image[..., ::-1]))
+    ImageDraw.Draw(canvas).text(centre, text, fill=color[::-1], font=font, anchor="mm")
+    image[:] = np.asarray(canvas)[..., ::-1]
+
+
+def side_by_side(images, labels=None, width=None, gap=8, size=16):
+    """Images in a row on white, each with its label above: (H, W, 3) uint8 BGR.
+
+    images: arrays (H, W, 3) BGR or (H, W) of uint8, one or more; taller ones are shrunk to the height of the lowest.
+    labels: as many texts, or None for a row without. width: the most pixels of the row; it is shrunk to that, never
+    enlarged. gap: pixels between two images. size: of the letters, in pixels.
+    Raises ValueError where images and labels differ in number.
+    """
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"{len(images)} images, but {len(labels)} labels")
+    height = min(len(image) for image in images)
+    widths = [image.shape[1] * height / len(image) for image in images]
+    scale = 1 if width is None else min(1, (width - gap * (len(images) - 1)) / sum(widths))
+    tiles = [resize(image, max(1, int(wide * scale)), max(1, int(height * scale))) for image, wide in zip(images, widths)]
+    parts = []
+    for number, tile in enumerate(tiles):
+        head = np.full((size * 7 // 4 if labels else 0, tile.shape[1], 3), 255, np.uint8)
+        if labels:
+            write_text(head, labels[number], (tile.shape[1] / 2, len(head) / 2), size, room=tile.shape[1])
+        parts += [np.full((len(head) + len(tile), gap, 3), 255, np.uint8)] * bool(number) + [np.vstack([head, tile])]
+    return np.hstack(parts)
+
+
+def grid(rows, labels, gap=8):
+    """Rows of `side_by_side` on top of each other, at most `WIDTH` wide; the labels stand above the first."""
+    rows = [side_by_side(row, None if number else labels, WIDTH, gap) for number, row in enumerate(rows)]
+    widest = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((gap, 0), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return np.vstack(padded)[gap:]
+
+
+def resize(image, width, height):
+    """An array (H, W, 3) or (H, W) as (height, width, 3) uint8 BGR; averaged where it shrinks."""
+    if image.ndim == 2:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = width <= image.shape[1] and height <= image.shape[0]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+class Example(NamedTuple):
+    """One photograph and what the stages made of it, each (H, W, 3) uint8 BGR."""
+
+    rainy: np.ndarray
+    mask: np.ndarray
+    references: list  # the first few SDRs
+    number: int  # of all SDRs
+    fused: np.ndarray
+    derained: np.ndarray
+
+
+def load_example(dataset, stem):
+    """Read an `Example` of a data set's folder. Raises ImageError, with the command that makes it, where a part is missing."""
+    folder = {name: Path(dataset) / name for name in ("input", "ldgp", "sdr", "sdr(fuse)", "result")}
+    sdr = 'sdr.py --input_path="{input}" --ldgp_path="{ldgp}" --save_path="{sdr}" --fuse_save_path="{sdr(fuse)}"'
+    commands = {
+        "ldgp": 'ldgp.py --input_path="{input}" --save_path="{ldgp}"',
+        "sdr": sdr,
+        "sdr(fuse)": sdr,
+        "result": 'sdrl.py --rainy_data_path="{all}" --sdr_data_path="{sdr}" --result_path="{result}"',
+    }
+
+    def files(where, name):
+        hint = f"run: python {commands[name].format(all=dataset, **folder)}" if name in commands else "see dataset/README.md"
+        try:
+            return list_images(where), hint
+        except ImageError:
+            raise ImageError(f"{where}: no images there; {hint}") from None
+
+    def picture(name):
+        found, hint = files(folder[name], name)
+        return read_image(companion(found, folder["input"] / stem, folder[name], hint))
+
+    rainy, mask = picture("input"), picture("ldgp")
+    references = [paths[0] for paths in files(folder["sdr"] / stem, "sdr")[0].values()]
+    first = [read_image(path) for path in references[:3]]
+    return Example(rainy, mask, first, len(references), picture("sdr(fuse)"), picture("result"))
+
+
+def masks(examples):
+    """What LDGP and NSS make of each photograph, a row each."""
+    labels = "rainy photograph", "rain mask (LDGP)", "one of the SDRs (NSS)", "mean of the SDRs"
+    return grid([[one.rainy, one.mask, one.references[0], one.fused] for one in examples], labels)
+
+
+def before_after(examples):
+    """Each photograph beside its derained one."""
+    return grid([[one.rainy, one.derained] for one in examples], ("rainy", "derained"))
+
+
+def arrow(image, *points):
+    """A line along points (x, y), upright or level between any two, with a head at its end."""
+    *points, tip = map(np.array, points)
+    step = np.sign(tip - points[-1])
+    cv2.polylines(image, [np.array([*points, tip - step * 8])], False, INK, 2)
+    side = step[::-1] * 6
+    cv2.fillPoly(image, [np.array([tip, tip - step * 12 + side, tip - step * 12 - side])], INK, cv2.LINE_AA)
+
+
+def stage(image, centre, name, script, half=(39, 25)):
+    """A box with a stage's name and its script."""
+    x, y = centre
+    cv2.rectangle(image, (x - half[0], y - half[1]), (x + half[0], y + half[1]), ACCENT, -1)
+    write_text(image, name, (x, y - 8), 18, PAPER)
+    write_text(image, script, (x, y + 12), 13, PAPER)
+
+
+def scheme(example):
+    """The whole method in one picture (540, 1000, 3): the three stages, and what goes into and comes out of each."""
+    wide, high, across, top, below = 232, 174, (20, 374, 728), 52, 322
+    middle, lower = top + high // 2, below + high // 2
+    image = np.full((540, WIDTH, 3), 255, np.uint8)
+
+    def show(picture, left, upper, caption):
+        image[upper : upper + high, left : left + wide] = resize(picture, wide, high)
+        cv2.rectangle(image, (left, upper), (left + wide - 1, upper + high - 1), INK, 1)
+        if caption:
+            write_text(image, caption, (left + wide // 2, upper + high + 16), 16, room=wide)
+
+    for behind in range(len(example.references) - 1, 0, -1):
+        show(example.references[behind], across[2] + 10 * behind, top - 10 * behind, None)
+    show(example.references[0], across[2], top, f"{example.number} stochastic references y")
+    show(example.rainy, across[0], top, "rainy photograph x")
+    show(example.mask, across[1], top, "rain mask")
+    show(example.derained, across[2], below, "derained photograph f(x)")
+
+    first, second = (left - (across[1] - across[0] - wide) // 2 for left in across[1:])
+    arrow(image, (across[0] + wide, middle), (across[1] - 2, middle))
+    arrow(image, (across[1] + wide, middle), (across[2] - 2, middle))
+    arrow(image, (across[0] + wide // 2, top), (across[0] + wide // 2, 20), (second, 20), (second, middle - 26))
+    stage(image, (first, middle), "LDGP", "ldgp.py")
+    stage(image, (second, middle), "NSS", "sdr.py")
+
+    # The third stage: the network, and the loss between what it makes of x and one reference after the other.
+    box, centre = (across[1], below), across[1] + wide // 2
+    cv2.rectangle(image, box, (box[0] + wide - 1, box[1] + high - 1), PALE, -1)
+    cv2.rectangle(image, box, (box[0] + wide - 1, box[1] + 49), ACCENT, -1)
+    write_text(image, "SDRL", (centre, below + 17), 18, PAPER)
+    write_text(image, "sdrl.py", (centre, below + 37), 13, PAPER)
+    for n, half in enumerate((42, 32, 22, 14, 22, 32, 42)):
+        x, y = centre + (n - 3) * 26, below + 110
+        cv2.rectangle(image, (x - 7, y - half), (x + 7, y + half), ACCENT, -1)
+    write_text(image, "network f", (centre, below + high + 16), 16)
+    arrow(image, (across[0] + wide // 2, top + high + 30), (across[0] + wide // 2, lower), (across[1] - 2, lower))
+    arrow(image, (across[1] + wide, lower), (across[2] - 2, lower))
+    right, loss = across[2] + wide // 2, (top + high + 30 + below) // 2
+    arrow(image, (right, top + high + 28), (right, loss - 17))
+    arrow(image, (right, below), (right, loss + 17))
+    cv2.rectangle(image, (across[2], loss - 15), (across[2] + wide, loss + 15), PALE, -1)
+    write_text(image, "loss: mean square of f(x) - y", (right, loss), 16, room=wide - 8)
+    arrow(image, (across[2], loss), (centre, loss), (centre, below - 2))
+    write_text(image, "trains", ((centre + across[2]) // 2, loss - 12), 15)
+    write_text(image, "No clean photograph is used,", (across[0] + wide // 2 + 118, lower + 24), 15)
+    write_text(image, "and no other photograph.", (across[0] + wide // 2 + 118, lower + 44), 15)
+    return image
+
+
+def main(args):
+    inputs = list_images(Path(args.dataset_path) / "input")
+    stems = args.images or (SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2])
+    examples = [load_example(args.dataset_path, stem) for stem in stems]
+    pictures = {"scheme": scheme(examples[0]), "masks": masks(examples), "before_after": before_after(examples)}
+    for name, picture in pictures.items():
+        path = Path(args.save_path) / f"{name}.png"
+        write_png(path, picture)
+        print(f"figures.py: {path}, {picture.shape[1]}x{picture.shape[0]}")
+    return 0
+
+
+if __name__ == "__main__":
+    parser = run.Parser(__doc__)
+    parser.add_argument("--dataset_path", default="./dataset/Demo", help="a data set that all three stages have worked on")
+    parser.add_argument("--save_path", default="./img", help="where the pictures go")
+    parser.add_argument("--images", nargs=2, metavar=("NAME", "NAME"), help="two photographs to show, by name")
+    run.start(main, parser)

@@ -1,0 +1,85 @@
+"""Scores of a derained photograph against the clean one: PSNR and SSIM under three protocols, which must never be mixed."""
+import math
+from typing import Callable, NamedTuple
+
+import numpy as np
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from utils.image import ImageError
+
+
+class Protocol(NamedTuple):
+    """How a pair of photographs is looked at before it is scored."""
+
+    title: str  # for tables
+    view: Callable  # of (H, W, 3) uint8 BGR: what is compared, with a peak of 255
+    window: int  # pixels a side of the SSIM window, which is the smallest side of an image
+    ssim: dict  # options of skimage's structural_similarity
+
+
+def luma(image):
+    """The Y of YCbCr as MATLAB has it (ITU-R BT.601), not rounded: (H, W, 3) uint8 BGR to (H, W) float64 in [16, 235]."""
+    return 16 + image @ np.array([24.966, 128.553, 65.481]) / 255
+
+
+def rounded_luma(image):
+    """`luma` rounded to nearest, halves up, in whole numbers throughout: (H, W, 3) uint8 BGR to (H, W) uint8."""
+    thousandths = image @ np.array([24966, 128553, 65481])
+    return (16 + (thousandths + 127500) // 255000).astype(np.uint8)
+
+
+# Wang et al. 2004: an 11x11 Gaussian window, population variance; skimage's mean leaves out the margin where it does not fit.
+_WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+
+PROTOCOLS = {
+    "rgb": Protocol("RGB (8-bit RGB, SSIM in a uniform 7x7 window)", lambda image: image, 7, {"channel_axis": 2}),
+    "y": Protocol("Y (8-bit luma, SSIM in an 11x11 Gaussian window)", rounded_luma, 11, _WANG),
+    "y_float": Protocol("Y, not rounded (SSIM in an 11x11 Gaussian window)", luma, 11, _WANG),
+}
+
+
+def psnr(image, target, protocol="rgb"):
+    """Peak signal-to-noise ratio in dB, at a peak of 255; inf for images that are equal under the protocol.
+
+    image, target: (H, W, 3) uint8 BGR. protocol: a key of `PROTOCOLS`; rgb is that of the Rain2Avoid papers, y of most
+    others. Raises ValueError for other shapes or types.
+    """
+    _check(image, target)
+    view = PROTOCOLS[protocol].view
+    with np.errstate(divide="ignore"):
+        return float(peak_signal_noise_ratio(view(target), view(image), data_range=255))
+
+
+def ssim(image, target, protocol="rgb"):
+    """Structural similarity (Wang et al. 2004), at most 1. Arguments and errors as `psnr`.
+
+    Raises ImageError for a side smaller than the protocol's window.
+    """
+    _check(image, target)
+    _, view, window, options = PROTOCOLS[protocol]
+    if min(image.shape[:2]) < window:
+        raise ImageError(f"{image.shape[1]}x{image.shape[0]} pixels is too small: this SSIM needs at least {window} a side")
+    return float(structural_similarity(view(target), view(image), data_range=255, **options))
+
+
+def _check(image, target):
+    for array in (image, target):
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(f"scores are of (H, W, 3) uint8, not {array.shape} of {array.dtype}")
+    if image.shape != target.shape:
+        raise ValueError(f"the two images differ in size: {image.shape} and {target.shape}")
+
+
+def scores(image, target, protocols=tuple(PROTOCOLS)):
+    """Both scores under the named protocols: {"psnr_rgb": dB, "ssim_rgb": ..., "psnr_y": ...}. Arguments as `psnr`, `ssim`."""
+    return {f"{score.__name__}_{name}": score(image, target, name) for name in protocols for score in (psnr, ssim)}
+
+
+def mean_scores(rows):
+    """The means of the images' scores, as one dict of the same keys. rows: a list of dicts of equal keys, not empty.
+
+    The infinite PSNR of a perfect image has no place in a mean: an image that has one is left out of every PSNR mean, so
+    that all of them are over the same images. Where no other is left, they are inf.
+    """
+    finite = [row for row in rows if all(map(math.isfinite, row.values()))] or rows
+    return {key: float(np.mean([row[key] for row in (finite if "psnr" in key else rows)])) for key in rows[0]}

@@ -1,0 +1,110 @@
+"""Make the demo set, dataset/Demo/input and dataset/Demo/target: photographs of scikit-image, and rain drawn over them.
+
+    python -m utils.rain
+
+All arithmetic that decides a pixel is in whole numbers, so that the set comes out the same everywhere.
+"""
+import math
+from pathlib import Path
+
+import numpy as np
+
+from utils import run
+from utils.image import write_png
+from utils.metrics import psnr
+
+UNIT = 256  # lengths and positions are in 1/256 of a pixel, cover and fading in 1/256
+TURN = 1 << 14  # sine and cosine are in 1/16384
+
+# name in skimage.data: (top, left, height, width) of the part shown, its size as a fraction of that, seed, tilt
+DEMO = {
+    "astronaut": ((0, 0, 384, 512), (5, 8), 1, 18),
+    "chelsea": ((0, 30, 300, 400), (4, 5), 2, -6),
+    "coffee": ((10, 60, 384, 512), (5, 8), 3, 5),
+    "rocket": ((7, 40, 420, 560), (4, 7), 4, -13),
+}
+
+
+def rain_layer(height, width, seed, tilt=10, density=3.0, length=(12, 60), thickness=(0.5, 1.8), brightness=(20, 170),
+               spread=2):
+    """Rain alone: (height, width) int64 of what each pixel gains, at least 0; streaks that cross add up.
+
+    seed: 0 to 2**32 - 1. tilt: degrees from the vertical; at a positive tilt rain falls to the lower left. density: streaks
+    for 1,000 pixels. length (at least 1), thickness (pixels) and brightness (grey levels): the least and the most of a
+    streak; faint ones are more frequent. spread: whole degrees by which a streak's direction may differ from the tilt.
+    """
+    random = np.random.RandomState(seed)  # its numbers are frozen across versions of NumPy
+    reach = math.ceil(length[1] / 2 + thickness[1]) + 1
+    layer = np.zeros((height + 2 * reach, width + 2 * reach), np.int64)
+    for _ in range(round(density * height * width / 1000)):
+        x, y = (_between(random, 0, side * UNIT - 1) for side in (width, height))
+        half_length, half_width = (_between(random, UNIT * low / 2, UNIT * high / 2) for low, high in (length, thickness))
+        peak = min(_between(random, *brightness) for _ in range(2))
+        angle = math.radians(tilt + _between(random, -spread, spread))
+        sine, cosine = round(TURN * math.sin(angle)), round(TURN * math.cos(angle))
+        top, left = y // UNIT, x // UNIT  # of the streak's square in the padded layer
+        side = np.arange(-reach, reach + 1) * UNIT
+        down, right = (side - y % UNIT)[:, None], side - x % UNIT
+        along = abs(down * cosine - right * sine) // TURN
+        across = abs(down * sine + right * cosine) // TURN
+        cover = np.clip(half_width + UNIT - across, 0, 2 * UNIT) // 2  # soft by a pixel: hard edges make staircases
+        # A drop moves while the shutter is open: full in the middle half of its streak, fading towards both ends.
+        fade = np.clip((half_length - along) * 2 * UNIT // half_length, 0, UNIT)
+        layer[top : top + 2 * reach + 1, left : left + 2 * reach + 1] += peak * cover * fade // UNIT**2
+    return layer[reach : reach + height, reach : reach + width]
+
+
+def _between(random, low, high):
+    """A whole number from low to high."""
+    low, high = round(low), round(high)
+    return low + int(random.random_sample() * (high + 1 - low))
+
+
+def add_rain(image, seed, **options):
+    """A photograph with rain streaks added to its three channels and cut off at 255.
+
+    image: (H, W, 3) uint8. seed, options: as `rain_layer` has them. Returns the same shape, uint8.
+    Raises ValueError for another shape or type.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"the image must be (H, W, 3) of uint8, not {image.shape} of {image.dtype}")
+    layer = rain_layer(*image.shape[:2], seed, **options)
+    return np.minimum(image + layer[..., None], 255).astype(np.uint8)
+
+
+def shrink(image, numerator, denominator):
+    """An image (H, W, C) uint8 at numerator/denominator of its size, each pixel the mean of the area it stands for.
+
+    Exact, rounded to nearest, halves up. H * numerator and W * numerator must be multiples of the denominator.
+    """
+    height, width = (side * numerator // denominator for side in image.shape[:2])
+    large = image.repeat(numerator, axis=0).repeat(numerator, axis=1)
+    total = large.reshape(height, denominator, width, denominator, -1).sum(axis=(1, 3), dtype=np.int64)
+    area = denominator**2
+    return ((2 * total + area) // (2 * area)).astype(np.uint8)
+
+
+def demo_pair(name):
+    """One photograph of the demo set as (rainy, clean), each (240, 320, 3) uint8 BGR. name: a key of `DEMO`."""
+    import skimage.data
+
+    (top, left, height, width), fraction, seed, tilt = DEMO[name]
+    photograph = getattr(skimage.data, name)()[top : top + height, left : left + width, ::-1]
+    clean = shrink(photograph, *fraction)
+    return add_rain(clean, seed, tilt=tilt), clean
+
+
+def main(args):
+    for name in DEMO:
+        rainy, clean = demo_pair(name)
+        write_png(Path(args.save_path) / "input" / f"{name}.png", rainy)
+        write_png(Path(args.save_path) / "target" / f"{name}.png", clean)
+        print(f"{name}: {clean.shape[1]}x{clean.shape[0]}, rainy input {psnr(rainy, clean):.2f} dB (RGB)")
+    print(f"rain.py: {len(DEMO)} pairs in {args.save_path}")
+    return 0
+
+
+if __name__ == "__main__":
+    parser = run.Parser(__doc__)
+    parser.add_argument("--save_path", default="./dataset/Demo", help="gets the folders input/ and target/")
+    run.start(main, parser)
