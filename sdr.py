@@ -351,6 +351,20 @@ def write_references(references, folder, pool):
     return fusion.mean()
 
 
+def add_nss_flags(parser):
+    """The flags of NSS, here and in sdrl_online.py."""
+    parser.add_argument("--sdr_num", type=run.number(int, 1), default=50, help="references an image")
+    parser.add_argument("--K", type=run.number(int, 1), default=7, help="pixels a side of the window that gives candidates")
+    parser.add_argument("--k", type=run.number(int, 1, odd=True), default=3, help="pixels a side of the window compared")
+    parser.add_argument("--pow", type=run.number(float, 0), default=0.5, help="exponent of the distance, the paper's eta")
+    parser.add_argument("--threshold", type=run.number(int, 0, 255), default=10, help="pixels with a mask above it are filled")
+
+
+def nss_options(args):
+    """The parameters of `Sampler` among parsed flags."""
+    return {"K": args.K, "k": args.k, "pow": args.pow, "threshold": args.threshold}
+
+
 def main(args):
     inputs, masks = list_images(args.input_path), list_images(args.ldgp_path)
     hint = f'run ldgp.py first: python ldgp.py --input_path="{args.input_path}" --save_path="{args.ldgp_path}"'
@@ -361,7 +375,7 @@ def main(args):
         mask_path = companion(masks, path, args.ldgp_path, hint)
         mask = read_mask(mask_path)
         check_size(mask, mask_path, image, path)
-        sampler = Sampler(image, mask, args.K, args.k, args.pow, args.threshold)
+        sampler = Sampler(image, mask, **nss_options(args))
         references = sampler.references(args.sdr_num, args.seed, args.independent)
         fused = write_references(references, Path(args.save_path) / path.stem, pool)
         write_png(Path(args.fuse_save_path) / f"{path.stem}.png", fused)
@@ -377,11 +391,7 @@ if __name__ == "__main__":
     parser.add_argument("--ldgp_path", default=folder + "ldgp/", help="their rain masks, by ldgp.py")
     parser.add_argument("--save_path", default=folder + "sdr/", help="where the references go, a folder an image")
     parser.add_argument("--fuse_save_path", default=folder + "sdr(fuse)/", help="where their means go")
-    parser.add_argument("--sdr_num", type=run.number(int, 1), default=50, help="references an image")
-    parser.add_argument("--K", type=run.number(int, 1), default=7, help="pixels a side of the window that gives candidates")
-    parser.add_argument("--k", type=run.number(int, 1, odd=True), default=3, help="pixels a side of the window compared")
-    parser.add_argument("--pow", type=run.number(float, 0), default=0.5, help="exponent of the distance, the paper's eta")
-    parser.add_argument("--threshold", type=run.number(int, 0, 255), default=10, help="pixels with a mask above it are filled")
+    add_nss_flags(parser)
     parser.add_argument("--seed", type=run.number(int, 0, 2**32 - 1), default=0, help="of the random draws")
     parser.add_argument("--independent", action="store_true",
                         help="every pixel draws numbers of its own; published: the same numbers for all")

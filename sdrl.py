@@ -1,0 +1,245 @@
+"""SDRL: train a network on one rainy photograph alone, against its stochastic derained references, and keep its output.
+
+    python sdrl.py --rainy_data_path="./dataset/Rain100L/" --sdr_data_path="./dataset/Rain100L/sdr/" \\
+        --result_path="./dataset/Rain100L/result/" --backbone="Unet"
+"""
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from models import build
+from utils import run
+from utils.image import (ImageError, check_size, list_images, only, read_image, tensor_to_uint8, uint8_to_tensor,
+                         write_like)
+
+# What a recipe sets; a flag given on the command line wins.
+RECIPES = {
+    "paper": {"epoch": 100, "steps": 0, "lr": 1e-3, "identity": False, "average": 0.0, "crop_size": 0},
+    "fast": {"epoch": 100, "steps": 300, "lr": 1e-3, "identity": True, "average": 0.98, "crop_size": 96},
+}
+TILE_OVERLAP = 128  # pixels; beyond the reach of the Unet's convolutions, and a wide seam for the others to fade over
+
+
+def fresh_model(backbone, seed, device, identity=False):
+    """A backbone with the weights that this seed gives, on its device. identity: start at f(x) = x."""
+    torch.manual_seed(seed)
+    model = build(backbone, residual=identity).to(device)
+    return model.to(memory_format=torch.channels_last) if model_device(model).type == "cuda" else model
+
+
+def model_device(model):
+    return next(model.parameters()).device
+
+
+def derain(model, rainy, references, epoch=100, steps=0, **options):
+    """Train a fresh network on one rainy image against its references, in their order; return the derained image.
+
+    model: a network (N, 3, H, W) -> the same in [0, 1], RGB, trained in place (paper, section 2.3). rainy: (H, W, 3) uint8
+    BGR. references: (N, H, W, 3) uint8 BGR. steps: how many; 0 for every reference `epoch` times. options: as `learn`'s. Returns (H, W, 3) uint8 BGR.
+    Raises ValueError where shapes do not match.
+    """
+    if references.ndim != 4 or references.shape[1:] != rainy.shape or len(references) == 0:
+        raise ValueError(f"references of shape {references.shape} do not belong to an image of shape {rainy.shape}")
+    kept = torch.from_numpy(np.ascontiguousarray(references[..., ::-1])).permute(0, 3, 1, 2).to(model_device(model))
+
+    def reference_at(step):
+        return kept[step % len(kept)][None]
+
+    return learn(model, rainy, reference_at, steps or epoch * len(kept), **options)
+
+
+def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, tile_size=1024, amp=False, seed=3,
+          report=None):
+    """The learning of SDRL with references from anywhere: `steps` times Adam on mean((f(x) - y)^2).
+
+    reference_at: a function step -> (1, 3, H, W) uint8 RGB tensor on the model's device. average: 0 for the network's output in
+    evaluation mode after the last step, as in the paper; else the decay of an exponential mean of the outputs that the
+    training itself produced, or of the weights where it sees crops. crop_size: train on random squares of that many
+    pixels a side (0: the whole image), drawn with `seed`. tile_size: the largest side that is derained at once. amp: mixed
+    precision. report: called with each step's loss, a tensor still on the device. Returns (H, W, 3) uint8 BGR.
+    """
+    device = model_device(model)
+    x = uint8_to_tensor(rainy, device)
+    if device.type == "cuda":
+        x = x.contiguous(memory_format=torch.channels_last)
+    crop = _Crop(x.shape, crop_size, seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    autocast, scaler = mixed_precision(device, amp)
+    mean = _Mean(model, average, whole=crop.whole)
+    model.train()
+    for step in range(steps):
+        window = crop.next()
+        target = reference_at(step)[window].float() / 255
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            output = model(x[window])
+            loss = F.mse_loss(output.float(), target)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        mean.add(output.detach())
+        if report:
+            report(loss.detach())
+    if mean.output is not None:
+        return tensor_to_uint8(mean.result())
+    return infer(mean.network() or model, rainy, tile_size, amp)
+
+
+class _Crop:
+    """Random squares of an image, or always the whole of it."""
+
+    def __init__(self, shape, size, seed):
+        self.height, self.width = shape[2:]
+        self.size = size or max(shape[2:])
+        self.whole = self.size >= max(self.height, self.width)
+        self.random = np.random.default_rng(seed)
+
+    def next(self):
+        if self.whole:
+            return ...
+        top, left = (self.random.integers(max(side - self.size, 0) + 1) for side in (self.height, self.width))
+        return ..., slice(top, top + self.size), slice(left, left + self.size)
+
+
+class _Mean:
+    """The exponential mean of outputs, where the network sees the whole image, or of weights, where it sees crops."""
+
+    def __init__(self, model, decay, whole):
+        self.decay, self.steps, self.output = decay, 0, None
+        self.whole = whole
+        averaged = decay and not whole
+        self.model = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if averaged else None
+        self.source = model
+
+    def add(self, output):
+        self.steps += 1
+        if self.model is not None:
+            self.model.update_parameters(self.source)
+        elif self.decay:
+            self.output = output.float() * (1 - self.decay) if self.output is None else torch.lerp(
+                output.float(), self.output, self.decay)
+
+    def result(self):
+        return self.output / (1 - self.decay**self.steps)  # the first steps' share is missing from the sum of weights
+
+    def network(self):
+        return None if self.model is None else self.model.module
+
+
+def mixed_precision(device, enabled):
+    """(a context manager to run the network in, a gradient scaler); both do nothing where not enabled."""
+    half = torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=enabled and half is torch.float16)
+    return lambda: torch.autocast(device.type, dtype=half, enabled=enabled), scaler
+
+
+@torch.inference_mode()
+def infer(model, rainy, tile_size=1024, amp=False):
+    """The network's output in evaluation mode for a whole image, in tiles that overlap and fade into each other.
+
+    rainy: (H, W, 3) uint8 BGR. An image with both sides up to tile_size is one tile. Returns (H, W, 3) uint8 BGR.
+    """
+    model.eval()
+    device = model_device(model)
+    autocast, _ = mixed_precision(device, amp)
+    height, width = rainy.shape[:2]
+    tops, lefts = (_tile_starts(side, tile_size) for side in (height, width))
+    if len(tops) == len(lefts) == 1:
+        with autocast():
+            return tensor_to_uint8(model(uint8_to_tensor(rainy, device)))
+    total, weights = np.zeros((3, height, width), np.float32), np.zeros((height, width), np.float32)
+    for top in tops:
+        for left in lefts:
+            window = slice(top, top + tile_size), slice(left, left + tile_size)
+            with autocast():
+                tile = model(uint8_to_tensor(rainy[window], device))[0].float().cpu().numpy()
+            weight = np.outer(*(_fade(side) for side in tile.shape[1:]))
+            total[(slice(None), *window)] += tile * weight
+            weights[window] += weight
+    return tensor_to_uint8(torch.from_numpy(total / weights)[None])
+
+
+def _tile_starts(side, tile_size):
+    """Where tiles begin along a side: multiples of 32, so that every backbone's grid is the untiled one's."""
+    if side <= tile_size:
+        return [0]
+    stride = max(32, (tile_size - TILE_OVERLAP) // 32 * 32)
+    return list(range(0, side - TILE_OVERLAP, stride)) if tile_size > TILE_OVERLAP else list(range(0, side, stride))
+
+
+def _fade(side):
+    """Weights along a tile's side: near 0 in the outer half of the overlap, where the tile's edge shows, then rising to 1."""
+    distance = np.minimum(np.arange(side), np.arange(side)[::-1]).astype(np.float32)
+    return np.clip((distance - TILE_OVERLAP / 2) / (TILE_OVERLAP / 2), 1e-4, 1)
+
+
+def read_references(folder, rainy, image_path, hint):
+    """The SDRs of one image, (N, H, W, 3) uint8 BGR, in string order of their file names as in the paper's protocol.
+
+    Raises ImageError where there are none (with `hint` on how to make them) or one is of another size.
+    """
+    if not folder.is_dir():
+        raise ImageError(f"{image_path}: no references in {folder}; {hint}")
+    paths = [only(paths) for _, paths in sorted(list_images(folder).items())]
+    references = np.empty((len(paths), *rainy.shape), np.uint8)
+    for place, path in enumerate(paths):
+        reference = read_image(path)
+        check_size(reference, path, rainy, image_path)
+        references[place] = reference
+    return references
+
+
+def add_flags(parser):
+    """The flags of the learning from one photograph, here and in sdrl_online.py."""
+    folder = "./dataset/Rain100L/"
+    parser.add_argument("--rainy_data_path", default=folder, help="a data set; its photographs are in input/")
+    parser.add_argument("--sdr_data_path", default=folder + "sdr/", help="their references, by sdr.py")
+    parser.add_argument("--result_path", default=folder + "result/", help="where the derained photographs go")
+    run.add_learning_flags(parser)
+    parser.add_argument("--recipe", default="paper", choices=list(RECIPES), help="what the flags below start from")
+
+    def add(name, meaning, **options):
+        defaults = ", ".join(f"{recipe}: {values[name]}" for recipe, values in RECIPES.items())
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"{meaning} ({defaults})", **options)
+
+    add("epoch", "times that every reference is used", type=run.number(int, 1))
+    add("steps", "steps, instead of epochs; 0: as many as the epochs ask for", type=run.number(int, 0))
+    add("lr", "learning rate of Adam", type=run.number(float, 0))
+    add("identity", "start at f(x) = x", action=argparse.BooleanOptionalAction)
+    add("average", "decay of the mean that is taken of recent outputs, or of weights where --crop_size is set; 0: none",
+        type=run.number(float, 0, 0.9999))
+    add("crop_size", "train on random squares of that many pixels a side; 0: the whole photograph", type=run.number(int, 0))
+    return parser
+
+
+def recipe_options(args):
+    """(start at the identity?, the options of `derain`) of parsed flags: what was given, else what the recipe says."""
+    chosen = {name: getattr(args, name, value) for name, value in RECIPES[args.recipe].items()}
+    return chosen.pop("identity"), {**chosen, "tile_size": args.tile_size, "amp": args.amp, "seed": args.seed}
+
+
+def main(args):
+    device, (identity, options) = run.device(args.device), recipe_options(args)
+    source, result, references_path = Path(args.rainy_data_path) / "input", Path(args.result_path), Path(args.sdr_data_path)
+    images = list_images(source)
+    folder = Path(args.rainy_data_path)
+    hint = (f'run sdr.py first: python sdr.py --input_path="{source}" --ldgp_path="{folder / "ldgp"}" '
+            f'--save_path="{references_path}" --fuse_save_path="{folder / "sdr(fuse)"}"')
+
+    def work(path, bar):
+        rainy = read_image(path)
+        references = read_references(references_path / path.stem, rainy, path, hint)
+        model = fresh_model(args.backbone, args.seed, device, identity)
+        bar.reset(options["steps"] or options["epoch"] * len(references))
+        derained = derain(model, rainy, references, report=run.LossLine(bar), **options)
+        write_like(result / f"{path.stem}.png", derained, path)
+
+    return run.each_image(images, work, result, unit="step")
+
+
+if __name__ == "__main__":
+    run.start(main, add_flags(run.Parser(__doc__)))

@@ -1,0 +1,254 @@
+"""SDRL for a whole data set: train one network on the stochastic derained references of all its rainy photographs.
+
+    python sdrl_all.py --rainy_data_path="./dataset/Rain100L/" --sdr_data_path="./dataset/Rain100L/sdr/" \\
+        --result_path="./dataset/Rain100L/result/"
+"""
+import io
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from sdrl import fresh_model, infer, mixed_precision
+from utils import run
+from utils.image import (ImageError, check_size, list_images, only, read_image, write_bytes, write_like)
+
+CHECKPOINT = "model.pkl"  # what test_all.py reads
+PROGRESS = "resume.pkl"  # what --resume goes on from: the same, with the optimiser's state
+LOSSES = "loss.csv"
+
+
+class Crops(Dataset):
+    """Random crops of rainy images with one of their references each: items (2, crop, crop, 3) uint8 BGR.
+
+    images: a list of (path of the rainy image, [paths of its references]). An item is named by (epoch, index) and depends on
+    nothing but these and the seed: so an interrupted training can go on, with any number of workers or processes.
+    cache: decode everything once into a temporary file that is mapped into memory.
+    """
+
+    def __init__(self, images, crop_size, seed, cache):
+        self.images, self.crop_size, self.seed = images, crop_size, seed
+        self.cache = self._decode() if cache else None
+
+    def __len__(self):
+        return len(self.images)
+
+    def _decode(self):
+        file = tempfile.TemporaryFile()  # goes away with the process
+        places = []
+        for rainy, references in tqdm(self.images, desc="reading", unit="image", dynamic_ncols=True, leave=False):
+            first = file.tell()
+            for path in (rainy, *references):
+                image = read_image(path)
+                file.write(image.tobytes())
+            places.append((first, (1 + len(references), *image.shape)))
+        file.flush()
+        return file, np.memmap(file, np.uint8, "r"), places
+
+    def _pair(self, index, random):
+        rainy, references = self.images[index]
+        chosen = int(random.integers(len(references)))
+        if self.cache is None:
+            return read_image(rainy), read_image(references[chosen])
+        _, data, places = self.cache
+        first, shape = places[index]
+        stack = data[first : first + int(np.prod(shape, dtype=np.int64))].reshape(shape)
+        return stack[0], stack[1 + chosen]
+
+    def __getitem__(self, name):
+        epoch, index = name
+        random = np.random.default_rng((self.seed, epoch, index))
+        pair = self._pair(index, random)
+        height, width = pair[0].shape[:2]
+        top, left = (int(random.integers(max(side - self.crop_size, 0) + 1)) for side in (height, width))
+        crop = np.stack([image[top : top + self.crop_size, left : left + self.crop_size] for image in pair])
+        missing = [(0, self.crop_size - side) for side in crop.shape[1:3]]
+        if any(after for _, after in missing):  # an image smaller than a crop
+            crop = np.pad(crop, [(0, 0), *missing, (0, 0)], mode="symmetric")
+        return np.ascontiguousarray(crop[:, :, ::-1] if random.random() < 0.5 else crop)
+
+
+class Batches:
+    """A sampler of batches of (epoch, index): every image once an epoch, in an order drawn anew; dealt out to `world` ranks."""
+
+    def __init__(self, number, batch_size, seed, epoch, rank=0, world=1):
+        self.number, self.batch_size, self.seed, self.epoch = number, batch_size, seed, epoch
+        self.rank, self.world = rank, world
+
+    def __len__(self):
+        return -(-self.number // self.batch_size)
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.number)
+        for first in range(0, self.number, self.batch_size):
+            batch = order[first : first + self.batch_size]
+            # every rank needs an item, also of a last batch with fewer items than ranks
+            mine = batch[self.rank :: self.world] if self.rank < len(batch) else batch[:1]
+            yield [(self.epoch, int(index)) for index in mine]
+
+
+def train_epoch(model, batches, optimizer, scaler, autocast, device, report=None):
+    """One pass over `batches` of pairs (N, 2, h, w, 3) uint8 BGR; returns the mean loss, a tensor on the device."""
+    total, number = torch.zeros((), device=device), 0
+    for pairs in batches:
+        pairs = pairs.to(device, non_blocking=True)
+        rainy, reference = (pairs[:, n].flip(-1).permute(0, 3, 1, 2).float() / 255 for n in (0, 1))
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            loss = F.mse_loss(model(rainy).float(), reference)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        total, number = total + loss.detach(), number + 1
+        if report:
+            report(loss.detach())
+    return total / number
+
+
+def save(path, **content):
+    """Write a checkpoint whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue())
+
+
+def load(path, device="cpu"):
+    """Read a checkpoint, tensors and plain values only. Raises ImageError for a file that is none."""
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such checkpoint; train one first with sdrl_all.py") from None
+    except Exception as error:  # torch raises many kinds for what is no checkpoint; all mean the same to the user
+        raise ImageError(f"{path}: not a checkpoint of tensors and plain values ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or "model" not in content:
+        raise ImageError(f"{path}: a checkpoint without an entry 'model'")
+    return content
+
+
+def gather_images(args):
+    """[(rainy, [references])] of all images that have both, and how many had to be left out (each is reported)."""
+    folder, references_path = Path(args.rainy_data_path), Path(args.sdr_data_path)
+    pairs, failed = [], 0
+    for stem, paths in list_images(folder / "input").items():
+        try:
+            image = read_image(only(paths))
+            if not (references_path / stem).is_dir():
+                raise ImageError(f'{paths[0]}: no references in {references_path / stem}; run sdr.py first: python sdr.py '
+                                 f'--input_path="{folder / "input"}" --ldgp_path="{folder / "ldgp"}" '
+                                 f'--save_path="{references_path}" --fuse_save_path="{folder / "sdr(fuse)"}"')
+            references = [only(found) for found in list_images(references_path / stem).values()]
+            for path in references:
+                check_size(read_image(path), path, image, paths[0])
+            pairs.append((paths[0], references))
+        except ImageError as error:
+            failed += 1
+            print(f"sdrl_all.py: failed: {error}", file=sys.stderr)
+    if not pairs:
+        raise ImageError(f"{folder}: no image to train on is left")
+    return pairs, failed
+
+
+def cache_fits(pairs, limit_gb):
+    """Whether all images and references, decoded, take at most that many gigabytes (judged by the first image)."""
+    size = read_image(pairs[0][0]).size * sum(1 + len(references) for _, references in pairs)
+    return size <= limit_gb * 1e9
+
+
+def resume_state(path, options):
+    """The content of a progress file. Raises ImageError where it was made with other options."""
+    content = load(path)
+    different = [name for name, value in options.items() if content["options"].get(name) != value]
+    if different:
+        raise ImageError(f"{path}: was made with another --{', --'.join(different)}; use the same or start anew without --resume")
+    return content
+
+
+def main(args):
+    rank, world = run.ranks()
+    device = run.device(args.device)
+    name = Path(args.rainy_data_path).resolve().name
+    model_path = Path(args.model_save_dir or f"./result_all/{name}")
+    pairs, failed = gather_images(args)
+    options = {key: getattr(args, key) for key in ("backbone", "seed", "lr", "lr_steps", "batch_size", "crop_size", "identity")}
+    model = fresh_model(args.backbone, args.seed, device, args.identity)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    autocast, scaler = mixed_precision(device, args.amp)
+    first, losses = 0, []
+    if args.resume:
+        state = resume_state(model_path / PROGRESS, options)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, losses = state["epoch"], state["losses"]
+
+    data = Crops(pairs, args.crop_size, args.seed, cache_fits(pairs, args.cache_gb))
+    batches = Batches(len(data), args.batch_size, args.seed, first, rank, world)
+    loader = DataLoader(data, batch_sampler=batches, num_workers=args.workers, pin_memory=device.type == "cuda")
+    trained = DistributedDataParallel(model) if world > 1 else model
+    began = time.perf_counter()
+
+    def write_checkpoints(epoch):
+        holds = {"backbone": args.backbone, "identity": args.identity, "options": options, "epoch": epoch}
+        save(model_path / PROGRESS, **holds, model=model.state_dict(), optimizer=optimizer.state_dict(), losses=losses)
+        save(model_path / CHECKPOINT, **holds, model=model.state_dict())
+        lines = [f"{number},{loss:.8g},{seconds:.1f}" for number, (loss, seconds) in enumerate(losses, 1)]
+        write_bytes(model_path / LOSSES, "\n".join(["epoch,loss,seconds", *lines, ""]).encode())
+
+    with tqdm(total=args.epoch, initial=first, unit="epoch", dynamic_ncols=True, disable=rank > 0, desc="sdrl_all.py") as bar:
+        for batches.epoch in range(first, args.epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * 0.5 ** (batches.epoch // args.lr_steps if args.lr_steps else 0)
+            trained.train()
+            loss = train_epoch(trained, loader, optimizer, scaler, autocast, device)
+            if world > 1:
+                dist.all_reduce(loss)
+                loss /= world
+            losses.append((loss.item(), time.perf_counter() - began))
+            bar.update()
+            bar.set_postfix_str(f"loss {losses[-1][0]:.2e}", refresh=False)
+            done = batches.epoch + 1
+            if rank == 0 and (done % args.save_every == 0 or done == args.epoch):
+                write_checkpoints(done)
+
+    if world > 1:
+        for buffer in model.buffers():  # every process derains with the statistics that are in the checkpoint
+            dist.broadcast(buffer, 0)
+    if rank == 0:
+        print(f"sdrl_all.py: {len(pairs)} images, {failed} failed, {max(args.epoch - first, 0)} epochs in "
+              f"{time.perf_counter() - began:.0f} s, network in {model_path / CHECKPOINT}")
+
+    def work(path, bar):
+        write_like(Path(args.result_path) / f"{path.stem}.png", infer(model, read_image(path), args.tile_size, args.amp), path)
+
+    return run.each_image({path.stem: [path] for path, _ in pairs}, work, args.result_path) or (1 if failed else 0)
+
+
+if __name__ == "__main__":
+    folder = "./dataset/Rain100L/"
+    parser = run.Parser(__doc__)
+    parser.add_argument("--rainy_data_path", default=folder, help="a data set; its photographs are in input/")
+    parser.add_argument("--sdr_data_path", default=folder + "sdr/", help="their references, by sdr.py")
+    parser.add_argument("--result_path", default=folder + "result/", help="where the derained training photographs go")
+    parser.add_argument("--model_save_dir",
+                        help="where model.pkl, resume.pkl and loss.csv go (default: ./result_all/<last folder of --rainy_data_path>/)")
+    run.add_learning_flags(parser)
+    parser.add_argument("--epoch", type=run.number(int, 1), default=2000, help="times that every photograph is used")
+    parser.add_argument("--lr", type=run.number(float, 0), default=1e-3, help="learning rate of Adam")
+    parser.add_argument("--lr_steps", type=run.number(int, 0), default=0, help="halve the rate every so many epochs; 0: never")
+    parser.add_argument("--batch_size", type=run.number(int, 1), default=64, help="crops a step, of all processes together")
+    parser.add_argument("--crop_size", type=run.number(int, 1), default=64, help="pixels a side of the crops")
+    parser.add_argument("--identity", action="store_true", help="start at f(x) = x")
+    parser.add_argument("--resume", action="store_true", help="go on from resume.pkl in --model_save_dir")
+    parser.add_argument("--save_every", type=run.number(int, 1), default=50, help="epochs between checkpoints")
+    parser.add_argument("--workers", type=run.number(int, 0), default=0, help="processes that prepare crops")
+    parser.add_argument("--cache_gb", type=run.number(float, 0), default=8,
+                        help="decode everything once into a temporary file of at most that size, else when needed")
+    run.start(main, parser)

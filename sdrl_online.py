@@ -1,0 +1,63 @@
+"""SDRL with references drawn while the network trains: nothing is written to or read from an SDR folder.
+
+    python sdrl_online.py --rainy_data_path="./dataset/Rain100L/" --sdr_data_path="./dataset/Rain100L/sdr/" \\
+        --result_path="./dataset/Rain100L/result/" --backbone="Unet"
+"""
+from pathlib import Path
+
+import torch
+
+from ldgp import rain_mask
+from sdr import Sampler, add_nss_flags, nss_options
+from sdrl import add_flags, fresh_model, learn, model_device, recipe_options
+from utils import run
+from utils.image import check_size, list_images, only, read_image, read_mask, write_like, write_png
+
+
+def derain_online(model, rainy, mask, epoch=100, steps=0, sdr_num=50, nss=None, seed=3, **options):
+    """Train a fresh network on one rainy image against references that it draws itself, a new one in every step.
+
+    model: a network (N, 3, H, W) -> the same in [0, 1], RGB, trained in place. rainy: (H, W, 3) uint8 BGR; mask: (H, W)
+    uint8. steps: how many; 0 for epoch * sdr_num, as many as with stored references. nss: parameters of `sdr.Sampler`.
+    options: as `sdrl.learn`'s. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
+    """
+    device = model_device(model)
+    sampler = Sampler(rainy, mask, **(nss or {})).to(device)
+    random = torch.Generator(device).manual_seed(seed)
+
+    def reference_at(step):
+        return sampler.fresh(random).flip(-1).permute(2, 0, 1)[None]
+
+    return learn(model, rainy, reference_at, steps or epoch * sdr_num, seed=seed, **options)
+
+
+def main(args):
+    device, (identity, options) = run.device(args.device), recipe_options(args)
+    folder, result = Path(args.rainy_data_path), Path(args.result_path)
+    masks_path = Path(args.ldgp_path) if args.ldgp_path else folder / "ldgp"
+    images = list_images(folder / "input")
+    masks = list_images(masks_path) if masks_path.is_dir() and any(masks_path.iterdir()) else {}
+
+    def work(path, bar):
+        rainy = read_image(path)
+        if path.stem in masks:
+            mask_path = only(masks[path.stem])
+            mask = read_mask(mask_path)
+            check_size(mask, mask_path, rainy, path)
+        else:
+            mask = rain_mask(rainy)
+            write_png(masks_path / f"{path.stem}.png", mask)
+        model = fresh_model(args.backbone, args.seed, device, identity)
+        bar.reset(options["steps"] or options["epoch"] * args.sdr_num)
+        derained = derain_online(model, rainy, mask, sdr_num=args.sdr_num, nss=nss_options(args),
+                                 report=run.LossLine(bar), **options)
+        write_like(result / f"{path.stem}.png", derained, path)
+
+    return run.each_image(images, work, result, unit="step")
+
+
+if __name__ == "__main__":
+    parser = add_flags(run.Parser(__doc__))
+    parser.add_argument("--ldgp_path", help="rain masks; missing ones are made here (default: ldgp/ of the data set)")
+    add_nss_flags(parser)
+    run.start(main, parser)

@@ -1,0 +1,50 @@
+"""Derain a folder of photographs with a network that sdrl_all.py trained.
+
+    python test_all.py --data_path="./dataset/Rain100L/" --model_path="./result_all/Rain100L/model.pkl" \\
+        --result_path="./result_all/Rain100L/image/"
+"""
+from pathlib import Path
+
+from models import BACKBONES, build
+from sdrl import infer
+from sdrl_all import load
+from utils import run
+from utils.image import ImageError, list_images, read_image, write_like
+
+
+def load_model(path, device):
+    """The network of a checkpoint, rebuilt as the checkpoint says; one that says nothing holds a Unet (the authors' format).
+
+    Raises ImageError for a file that is no checkpoint or holds something else.
+    """
+    content = load(path, device)
+    backbone = content.get("backbone", "Unet")
+    if backbone not in BACKBONES:
+        raise ImageError(f"{path}: holds an unknown backbone {backbone!r} (known: {', '.join(BACKBONES)})")
+    model = build(backbone, residual=bool(content.get("identity", False)))
+    try:
+        model.load_state_dict(content["model"])
+    except (RuntimeError, AttributeError, TypeError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ImageError(f"{path}: its weights are not those of a {backbone} ({detail})") from None
+    return model.to(device)
+
+
+def main(args):
+    device = run.device(args.device)
+    images, result = list_images(Path(args.data_path) / "input"), Path(args.result_path)
+    model = load_model(args.model_path, device)
+
+    def work(path, bar):
+        write_like(result / f"{path.stem}.png", infer(model, read_image(path), args.tile_size, args.amp), path)
+
+    return run.each_image(images, work, result)
+
+
+if __name__ == "__main__":
+    parser = run.Parser(__doc__)
+    parser.add_argument("--data_path", default="./dataset/Rain100L/", help="a data set; its photographs are in input/")
+    parser.add_argument("--model_path", default="./result_all/Rain100L/model.pkl", help="a checkpoint of sdrl_all.py")
+    parser.add_argument("--result_path", default="./result_all/Rain100L/image/", help="where the derained photographs go")
+    run.add_inference_flags(parser)
+    run.start(main, parser)
