@@ -106,9 +106,11 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
     for the rain's direction, at least 32. kernel_size: the shortest vertical run, in pixels, that counts as a streak.
     exchange_cells: as in the published masks; False credits each histogram to the cell that it was measured in.
     Returns (H, W) uint8, high where rain is likely; grey values on the edges come from rotating back.
-    Raises ImageError, ValueError as `dominant_angle`.
+    Raises ImageError for a side below 32 pixels and for OpenCV 5, ValueError for sizes below these.
     """
     check_opencv()
+    if kernel_size < 1:  # OpenCV would take an empty kernel as one of 3x3
+        raise ValueError(f"kernel_size must be at least 1, not {kernel_size}")
     degrees = rotation(dominant_angle(image, patch_size, exchange_cells))
     upright = cv2.cvtColor(rotate(image, degrees), cv2.COLOR_BGR2GRAY)
     bright = cv2.adaptiveThreshold(upright, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, 5, 0)

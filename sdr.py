@@ -7,7 +7,7 @@ import itertools
 import os
 import tempfile
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -63,8 +63,9 @@ def neighbour_blocks(image, mask, K=7, k=3, threshold=10):
     if not rain.any() or rain.all():
         return
     to_clear = cv2.distanceTransform(rain.astype(np.uint8), cv2.DIST_C, 3)  # chessboard distance to the nearest clear pixel
-    half = np.maximum(to_clear, k // 2).astype(np.uint8 if grown < 256 else np.uint16)
-    candidates = cv2.boxFilter(np.float32(~rain), -1, (2 * reach + 1,) * 2, normalize=False, borderType=cv2.BORDER_CONSTANT)
+    half = np.clip(to_clear, k // 2, grown, out=to_clear).astype(np.uint8 if grown < 256 else np.uint16)
+    window = (2 * reach + 1, 2 * reach + 1)
+    candidates = cv2.boxFilter(np.uint8(~rain), cv2.CV_32S, window, normalize=False, borderType=cv2.BORDER_CONSTANT)
     filled = (mask > threshold) & (candidates > 0)
 
     pad = reach + grown
@@ -78,7 +79,7 @@ def neighbour_blocks(image, mask, K=7, k=3, threshold=10):
         place = np.flatnonzero(filled[strip])
         if not len(place):
             continue
-        count = candidates[strip].ravel()[place].astype(np.int32)
+        count = candidates[strip].ravel()[place]
         order = np.argsort(count, kind="stable")
         place, count = place[order], count[order]
         yield _strip_block(strip, place, count, half, planes, clear, valid, reach, grown, deep)
@@ -123,7 +124,7 @@ def _window_sum(h, centre, area, wide, deep):
         window = (np.arange(-h, h + 1)[:, None] * wide + np.arange(-h, h + 1)).ravel()
         places = centre + window[:, None]
         return lambda array: array.take(places).sum(axis=0, dtype=np.int32)
-    depth = cv2.CV_32F if deep else cv2.CV_16U
+    depth = cv2.CV_32S if deep else cv2.CV_16U
     return lambda array: cv2.boxFilter(array, depth, (side, side), normalize=False).take(centre)
 
 
@@ -168,15 +169,14 @@ def _draw_same(block, cumulative, uniforms):
     return result
 
 
-def _draw_own(xp, cumulative, first, last, uniforms):
-    """The edge that each pixel's own uniform number draws, by bisection: (F,). NumPy arrays or torch tensors alike."""
-    low, high = first + 0, last + 0
-    for _ in range(int((last - first).max() + 1).bit_length() if len(first) else 0):
+def _draw_own(xp, edges, uniforms):
+    """The edge that each pixel's own uniform number draws: (F,), by bisection. xp: numpy or torch, as edges and uniforms."""
+    low, high = edges.first, edges.last
+    for _ in range((edges.most - 1).bit_length()):
         middle = (low + high) // 2
-        beyond = cumulative[middle] <= uniforms
-        low = xp.where(beyond & (low < high), middle + 1, low)
-        high = xp.where(beyond, high, middle)
-    return xp.minimum(low, last)
+        beyond = edges.cumulative[middle] <= uniforms  # never at the last edge, where it is 1
+        low, high = xp.where(beyond, middle + 1, low), xp.where(beyond, high, middle)
+    return low
 
 
 class Sampler:
@@ -210,11 +210,11 @@ class Sampler:
         with `independent` every pixel has numbers of its own.
         """
         random = np.random.RandomState(seed)
-        uniforms = random.random_sample(sdr_num)
         if independent:
             for _ in range(sdr_num):
                 yield self.fresh(random)
             return
+        uniforms = random.random_sample(sdr_num)
         drawn = [_draw_same(block, cumulative_weights(block, self.table), uniforms) for block in self.blocks]
         flat = cv2.cvtColor(self.image, cv2.COLOR_BGR2BGRA).view(np.uint32).ravel()  # a pixel a number moves faster
         for n in range(sdr_num):
@@ -225,7 +225,16 @@ class Sampler:
 
     def expectation(self):
         """The mean of infinitely many SDRs, (H, W, 3) float64 in [0, 255]."""
-        flat = self.image.reshape(-1, 3)
+        return self._expected(self.image)
+
+    def variance(self):
+        """The variance of infinitely many SDRs, (H, W, 3) float64 in squared values of [0, 255]."""
+        squares = self._expected(np.square(self.image, dtype=np.uint16))
+        return np.maximum(squares - self.expectation() ** 2, 0)
+
+    def _expected(self, values):
+        """The probable value of every pixel's draw, (H, W, 3) float64, of an array (H, W, 3)."""
+        flat = values.reshape(-1, 3)
         mean = flat.astype(np.float64)
         for block in self.blocks:
             first, candidate = self._candidates(block)
@@ -233,14 +242,14 @@ class Sampler:
             probability[first[1:]] += 1  # the difference to the predecessor's last weight, which is 1
             for channel in range(3):
                 mean[block.filled, channel] = np.add.reduceat(probability * flat[candidate, channel], first)
-        return mean.reshape(self.image.shape)
+        return mean.reshape(values.shape)
 
     def fresh(self, random):
         """One SDR (H, W, 3) uint8 with every pixel's own draw. random: np.random.RandomState or Generator."""
         if self._edges is None:
             self._edges = self._collect_edges()
         edges = self._edges
-        edge = _draw_own(np, edges.cumulative, edges.first, edges.last, random.random(len(edges.filled)))
+        edge = _draw_own(np, edges, random.random(len(edges.filled)))
         reference = self.image.reshape(-1, 3).copy()
         reference[edges.filled] = reference[edges.candidate[edge]]
         return reference.reshape(self.image.shape)
@@ -262,7 +271,7 @@ class Sampler:
         joined = [np.concatenate(column) for column in zip(*parts)] if parts else [np.zeros(0, np.int64)] * 5
         filled, first, count, candidate, cumulative = joined
         first = first + np.repeat(starts[: len(parts)], [len(part[0]) for part in parts])
-        return Edges(filled, first, first + count - 1, candidate, cumulative)
+        return Edges(filled, first, first + count - 1, candidate, cumulative, int(count.max(initial=1)))
 
 
 class Edges(NamedTuple):
@@ -272,7 +281,8 @@ class Edges(NamedTuple):
     first: np.ndarray  # (F,) its first candidate among the E
     last: np.ndarray  # (F,) its last one
     candidate: np.ndarray  # (E,) flat index of each candidate
-    cumulative: np.ndarray  # (E,) its cumulative probability, float64
+    cumulative: np.ndarray  # (E,) its cumulative probability, float64, the last of each filled pixel 1
+    most: int  # candidates that any pixel has
 
 
 class DeviceSampler:
@@ -282,7 +292,8 @@ class DeviceSampler:
         import torch
 
         self.torch = torch
-        self.edges = Edges(*(torch.from_numpy(np.asarray(part)).to(device) for part in sampler._collect_edges()))
+        *parts, most = sampler._collect_edges()
+        self.edges = Edges(*(torch.from_numpy(part).to(device) for part in parts), most)
         self.image = torch.from_numpy(sampler.image).to(device)
         self.mean = torch.from_numpy(sampler.expectation()).to(device)
 
@@ -290,7 +301,7 @@ class DeviceSampler:
         """One SDR, (H, W, 3) uint8 tensor, BGR. generator: a torch.Generator of the device, or None for the default one."""
         torch, edges = self.torch, self.edges
         uniforms = torch.rand(len(edges.filled), dtype=torch.float64, device=self.image.device, generator=generator)
-        edge = _draw_own(torch, edges.cumulative, edges.first, edges.last, uniforms)
+        edge = _draw_own(torch, edges, uniforms)
         reference = self.image.reshape(-1, 3).clone()
         reference[edges.filled] = reference[edges.candidate[edge]]
         return reference.reshape(self.image.shape)
@@ -313,13 +324,15 @@ class Fusion:
 
     def add(self, reference):
         if self.total is None:
-            self.total = np.zeros(reference.shape, np.uint32)
+            self.total = np.zeros(reference.shape, np.uint16)
+        elif self.number == 257:  # as many values of 255 as 16 bits hold
+            self.total = self.total.astype(np.uint32)
         self.total += reference
         self.number += 1
 
     def mean(self):
         """The fused reference (H, W, 3) uint8: the mean in float64, rounded to nearest, ties to even."""
-        return np.rint(self.total / self.number).astype(np.uint8)
+        return np.stack([np.rint(row / self.number).astype(np.uint8) for row in self.total])  # floats of one row at a time
 
 
 def fuse(references):
@@ -335,11 +348,14 @@ def write_references(references, folder, pool):
     folder.parent.mkdir(parents=True, exist_ok=True)
     fusion, pending = Fusion(), deque()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".part") as unfinished:
-        for number, reference in enumerate(references):
-            pending.append(pool.submit(write_png, Path(unfinished) / f"{number}.png", reference, PNG_FAST))
-            fusion.add(reference)
-            if len(pending) > 2 * os.cpu_count():  # large references must not pile up in memory
-                pending.popleft().result()
+        try:
+            for number, reference in enumerate(references):
+                pending.append(pool.submit(write_png, Path(unfinished) / f"{number}.png", reference, PNG_FAST))
+                fusion.add(reference)
+                if len(pending) > 2 * os.cpu_count():  # large references must not pile up in memory
+                    pending.popleft().result()
+        finally:
+            wait(pending)  # after a failure too: the folder is about to be removed
         for writing in pending:
             writing.result()
         folder.mkdir(exist_ok=True)

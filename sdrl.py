@@ -5,6 +5,7 @@
 """
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +19,14 @@ from utils.image import (ImageError, check_size, list_images, only, read_image, 
 
 # What a recipe sets; a flag given on the command line wins.
 RECIPES = {
-    "paper": {"epoch": 100, "steps": 0, "lr": 1e-3, "identity": False, "average": 0.0, "crop_size": 0},
-    "fast": {"epoch": 100, "steps": 300, "lr": 1e-3, "identity": True, "average": 0.98, "crop_size": 96},
+    "paper": {"epoch": 100, "steps": 0, "lr": 1e-3, "identity": False, "average": 0.0, "crop_size": 0, "target": "sampled",
+              "weigh": False, "fuse": False, "white": False, "one_pass": False},
+    "fast": {"epoch": 100, "steps": 450, "lr": 1e-3, "identity": True, "average": 0.98, "crop_size": 64, "target": "mean",
+             "weigh": True, "fuse": True, "white": True, "one_pass": True},
 }
-TILE_OVERLAP = 128  # pixels; beyond the reach of the Unet's convolutions, and a wide seam for the others to fade over
+DOUBT = 10  # grey levels (0 to 255): the spread of a pixel's references at which its certainty is one half
+TILE_GUARD = 64  # pixels along a tile's cut sides that are not used: beyond the reach of the Unet's convolutions
+TILE_FADE = 64  # pixels over which a tile fades into the next
 
 
 def fresh_model(backbone, seed, device, identity=False):
@@ -35,58 +40,115 @@ def model_device(model):
     return next(model.parameters()).device
 
 
-def derain(model, rainy, references, epoch=100, steps=0, **options):
+def derain(model, rainy, references, epoch=100, steps=0, target="sampled", **options):
     """Train a fresh network on one rainy image against its references, in their order; return the derained image.
 
     model: a network (N, 3, H, W) -> the same in [0, 1], RGB, trained in place (paper, section 2.3). rainy: (H, W, 3) uint8
-    BGR. references: (N, H, W, 3) uint8 BGR. steps: how many; 0 for every reference `epoch` times. options: as `learn`'s. Returns (H, W, 3) uint8 BGR.
+    BGR. references: (N, H, W, 3) uint8 BGR. steps: how many; 0 for every reference `epoch` times. target: "sampled", one
+    reference a step, or "mean", always their mean. options: as `learn`'s. Returns (H, W, 3) uint8 BGR.
     Raises ValueError where shapes do not match.
     """
     if references.ndim != 4 or references.shape[1:] != rainy.shape or len(references) == 0:
         raise ValueError(f"references of shape {references.shape} do not belong to an image of shape {rainy.shape}")
-    kept = torch.from_numpy(np.ascontiguousarray(references[..., ::-1])).permute(0, 3, 1, 2).to(model_device(model))
+    device = model_device(model)
+    belief = believe(rainy, *mean_and_variance(references), device) if needs_belief(target, options) else None
+    kept = None if target == "mean" else torch.from_numpy(references).to(device)
 
     def reference_at(step):
-        return kept[step % len(kept)][None]
+        return belief.mean if target == "mean" else uint8_to_tensor(kept[step % len(kept)])
 
-    return learn(model, rainy, reference_at, steps or epoch * len(kept), **options)
+    return learn(model, rainy, reference_at, steps or epoch * len(references), belief=belief, **options)
 
 
-def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, tile_size=1024, amp=False, seed=3,
-          report=None):
+class Belief(NamedTuple):
+    """What all references of an image say together: tensors on one device."""
+
+    mean: torch.Tensor  # (1, 3, H, W) in [0, 1], RGB
+    certainty: torch.Tensor  # (1, 1, H, W) in (0, 1]: 1 where all references agree
+    filled: torch.Tensor  # (1, 1, H, W) bool: where a reference differs from the image
+
+
+def believe(rainy, mean, variance, device):
+    """The Belief of references with this mean and variance.
+
+    rainy: (H, W, 3) uint8 BGR; mean, variance: (H, W, 3) float in (squared) values of [0, 255]. The certainty of a pixel is
+    D^2 / (variance + D^2) with D = DOUBT and the variance's mean over the channels: the share that the references' mean has
+    in the best average of it and an independent estimate of standard error D. It is low in texture, where the neighbours
+    that may replace a pixel differ; there the mask is often wrong, too.
+    """
+    spread = variance.mean(axis=2)
+    filled = (spread > 0) | (np.abs(mean - rainy) > 1e-3).any(axis=2)
+    certainty = DOUBT**2 / (spread + DOUBT**2)
+    maps = (torch.from_numpy(array).to(device)[None, None] for array in (certainty.astype(np.float32), filled))
+    return Belief(uint8_to_tensor(mean, device), *maps)
+
+
+def needs_belief(target, options):
+    return target == "mean" or bool(options.get("weigh") or options.get("fuse"))
+
+
+def mean_and_variance(references):
+    """The mean of references (N, H, W, 3) uint8, and their variance: both (H, W, 3) float32, of values in [0, 255]."""
+    total, squares = (np.zeros(references.shape[1:], np.float32) for _ in range(2))
+    for reference in references:
+        total += reference
+        squares += np.square(reference, dtype=np.float32)
+    mean = total / len(references)
+    return mean, np.maximum(squares / len(references) - mean**2, 0)
+
+
+def fuse_by_certainty(derained, belief):
+    """Average a network's output (1, 3, H, W) with the references' mean, by certainty, at the pixels that were filled."""
+    return torch.where(belief.filled, derained.lerp(belief.mean, belief.certainty), derained)
+
+
+def white_rain(derained, rainy):
+    """What is left of a change of an image if rain adds the same light to red, green and blue, and takes none away.
+
+    Both (N, 3, H, W): the smallest of the three channels' changes is taken off all of them, none where one got brighter.
+    """
+    return rainy - (rainy - derained).amin(dim=1, keepdim=True).clamp(min=0)
+
+
+def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, belief=None, weigh=False, fuse=False,
+          white=False, one_pass=False, tile_size=1024, amp=False, seed=3, report=None):
     """The learning of SDRL with references from anywhere: `steps` times Adam on mean((f(x) - y)^2).
 
-    reference_at: a function step -> (1, 3, H, W) uint8 RGB tensor on the model's device. average: 0 for the network's output in
-    evaluation mode after the last step, as in the paper; else the decay of an exponential mean of the outputs that the
-    training itself produced, or of the weights where it sees crops. crop_size: train on random squares of that many
-    pixels a side (0: the whole image), drawn with `seed`. tile_size: the largest side that is derained at once. amp: mixed
-    precision. report: called with each step's loss, a tensor still on the device. Returns (H, W, 3) uint8 BGR.
+    reference_at: a function step -> (1, 3, H, W) float RGB tensor in [0, 1] on the model's device. average: 0 for the
+    network's output in evaluation mode after the last step, as in the paper; else the decay of an exponential mean of the
+    outputs that the training itself produced, or of the weights where it sees crops. crop_size: train on random squares
+    of that many pixels a side (0: the whole image), drawn with `seed`. belief: what all references say; weigh: multiply the
+    squared error by its certainty; fuse: see `fuse_by_certainty`. white: see `white_rain`. one_pass: let Adam update
+    in one pass over the memory, with other roundings. tile_size: the largest side that is derained at once. amp: mixed precision. report: called with each step's loss, a tensor still on the device.
+    Returns (H, W, 3) uint8 BGR.
     """
     device = model_device(model)
     x = uint8_to_tensor(rainy, device)
     if device.type == "cuda":
         x = x.contiguous(memory_format=torch.channels_last)
     crop = _Crop(x.shape, crop_size, seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=one_pass or None)
     autocast, scaler = mixed_precision(device, amp)
     mean = _Mean(model, average, whole=crop.whole)
     model.train()
     for step in range(steps):
         window = crop.next()
-        target = reference_at(step)[window].float() / 255
+        target = reference_at(step)[window]
         optimizer.zero_grad(set_to_none=True)
         with autocast():
             output = model(x[window])
-            loss = F.mse_loss(output.float(), target)
+        error = F.mse_loss(output.float(), target, reduction="none" if weigh else "mean")
+        loss = (error * belief.certainty[window]).mean() if weigh else error
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         mean.add(output.detach())
         if report:
             report(loss.detach())
-    if mean.output is not None:
-        return tensor_to_uint8(mean.result())
-    return infer(mean.network() or model, rainy, tile_size, amp)
+    result = mean.result() if mean.output is not None else infer(mean.network() or model, rainy, tile_size, amp).to(device)
+    if fuse:
+        result = fuse_by_certainty(result, belief)
+    return tensor_to_uint8(white_rain(result, x) if white else result)
 
 
 class _Crop:
@@ -141,40 +203,47 @@ def mixed_precision(device, enabled):
 def infer(model, rainy, tile_size=1024, amp=False):
     """The network's output in evaluation mode for a whole image, in tiles that overlap and fade into each other.
 
-    rainy: (H, W, 3) uint8 BGR. An image with both sides up to tile_size is one tile. Returns (H, W, 3) uint8 BGR.
+    rainy: (H, W, 3) uint8 BGR. An image with both sides up to tile_size is one tile. Returns (1, 3, H, W) float32 RGB, not
+    clipped, on the model's device or, where there are tiles, on the CPU.
     """
     model.eval()
     device = model_device(model)
     autocast, _ = mixed_precision(device, amp)
     height, width = rainy.shape[:2]
     tops, lefts = (_tile_starts(side, tile_size) for side in (height, width))
-    if len(tops) == len(lefts) == 1:
+
+    def output(window):
         with autocast():
-            return tensor_to_uint8(model(uint8_to_tensor(rainy, device)))
-    total, weights = np.zeros((3, height, width), np.float32), np.zeros((height, width), np.float32)
+            return model(uint8_to_tensor(rainy[window], device)).float()
+
+    if len(tops) == len(lefts) == 1:
+        return output(...)
+    total, weights = torch.zeros(1, 3, height, width), torch.zeros(height, width)
     for top in tops:
         for left in lefts:
             window = slice(top, top + tile_size), slice(left, left + tile_size)
-            with autocast():
-                tile = model(uint8_to_tensor(rainy[window], device))[0].float().cpu().numpy()
-            weight = np.outer(*(_fade(side) for side in tile.shape[1:]))
-            total[(slice(None), *window)] += tile * weight
+            tile = output(window).cpu()
+            weight = torch.outer(_fade(top, tile.shape[2], height), _fade(left, tile.shape[3], width))
+            total[(..., *window)] += tile * weight
             weights[window] += weight
-    return tensor_to_uint8(torch.from_numpy(total / weights)[None])
+    return total / weights
 
 
 def _tile_starts(side, tile_size):
     """Where tiles begin along a side: multiples of 32, so that every backbone's grid is the untiled one's."""
     if side <= tile_size:
         return [0]
-    stride = max(32, (tile_size - TILE_OVERLAP) // 32 * 32)
-    return list(range(0, side - TILE_OVERLAP, stride)) if tile_size > TILE_OVERLAP else list(range(0, side, stride))
+    last = -(-(side - tile_size) // 32) * 32
+    stride = max(32, (tile_size - 2 * TILE_GUARD - TILE_FADE) // 32 * 32)
+    return [*range(0, last, stride), last]
 
 
-def _fade(side):
-    """Weights along a tile's side: near 0 in the outer half of the overlap, where the tile's edge shows, then rising to 1."""
-    distance = np.minimum(np.arange(side), np.arange(side)[::-1]).astype(np.float32)
-    return np.clip((distance - TILE_OVERLAP / 2) / (TILE_OVERLAP / 2), 1e-4, 1)
+def _fade(first, length, side):
+    """Weights (length,) of a tile along a side: 1, but towards a cut falling to next to nothing before the guard."""
+    position = torch.arange(length)
+    before = position if first > 0 else torch.full_like(position, side)
+    after = position.flip(0) if first + length < side else torch.full_like(position, side)
+    return ((torch.minimum(before, after) - TILE_GUARD + 0.5) / TILE_FADE).clamp(1e-6, 1)
 
 
 def read_references(folder, rainy, image_path, hint):
@@ -212,6 +281,11 @@ def add_flags(parser):
     add("identity", "start at f(x) = x", action=argparse.BooleanOptionalAction)
     add("average", "decay of the mean that is taken of recent outputs, or of weights where --crop_size is set; 0: none",
         type=run.number(float, 0, 0.9999))
+    add("target", "what a step learns from: one reference, or always the mean of all", choices=["sampled", "mean"])
+    add("weigh", "count a pixel's error by the certainty of its references", action=argparse.BooleanOptionalAction)
+    add("fuse", "average the output with the mean of the references, by their certainty", action=argparse.BooleanOptionalAction)
+    add("white", "take off only what rain can have added: the same light in all channels", action=argparse.BooleanOptionalAction)
+    add("one_pass", "update Adam in one pass over the memory: faster, with other roundings", action=argparse.BooleanOptionalAction)
     add("crop_size", "train on random squares of that many pixels a side; 0: the whole photograph", type=run.number(int, 0))
     return parser
 

@@ -7,6 +7,7 @@ import io
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from sdrl import fresh_model, infer, mixed_precision
 from utils import run
-from utils.image import (ImageError, check_size, list_images, only, read_image, write_bytes, write_like)
+from utils.image import ImageError, check_size, list_images, only, read_image, tensor_to_uint8, write_bytes, write_like
 
 CHECKPOINT = "model.pkl"  # what test_all.py reads
 PROGRESS = "resume.pkl"  # what --resume goes on from: the same, with the optimiser's state
@@ -37,6 +38,9 @@ class Crops(Dataset):
     def __init__(self, images, crop_size, seed, cache):
         self.images, self.crop_size, self.seed = images, crop_size, seed
         self.cache = self._decode() if cache else None
+
+    def __getstate__(self):  # a worker that is no fork of this process cannot share the file: it decodes what it needs
+        return {**self.__dict__, "cache": None}
 
     def __len__(self):
         return len(self.images)
@@ -124,37 +128,41 @@ def save(path, **content):
 def load(path, device="cpu"):
     """Read a checkpoint, tensors and plain values only. Raises ImageError for a file that is none."""
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        data = io.BytesIO(Path(path).read_bytes())
     except FileNotFoundError:
         raise ImageError(f"{path}: no such checkpoint; train one first with sdrl_all.py") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it refuses next
+            content = torch.load(data, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for what is no checkpoint; all mean the same to the user
-        raise ImageError(f"{path}: not a checkpoint of tensors and plain values ({str(error).splitlines()[0]})") from None
+        raise ImageError(f"{path}: damaged, or not a checkpoint of tensors and plain values, the only kind that is opened "
+                         f"({type(error).__name__}); train one with sdrl_all.py") from None
     if not isinstance(content, dict) or "model" not in content:
-        raise ImageError(f"{path}: a checkpoint without an entry 'model'")
+        raise ImageError(f"{path}: a checkpoint without an entry 'model'; train one with sdrl_all.py")
     return content
 
 
-def gather_images(args):
-    """[(rainy, [references])] of all images that have both, and how many had to be left out (each is reported)."""
-    folder, references_path = Path(args.rainy_data_path), Path(args.sdr_data_path)
-    pairs, failed = [], 0
-    for stem, paths in list_images(folder / "input").items():
+def gather_images(images, folder, references_path):
+    """[(rainy, [references])] of all images that have both, and one line on each that has to be left out.
+
+    images: {stem: [path]} of folder/input/.
+    """
+    hint = (f'run sdr.py first: python sdr.py --input_path="{folder / "input"}" --ldgp_path="{folder / "ldgp"}" '
+            f'--save_path="{references_path}" --fuse_save_path="{folder / "sdr(fuse)"}"')
+    pairs, failures = [], []
+    for stem, paths in images.items():
         try:
             image = read_image(only(paths))
-            if not (references_path / stem).is_dir():
-                raise ImageError(f'{paths[0]}: no references in {references_path / stem}; run sdr.py first: python sdr.py '
-                                 f'--input_path="{folder / "input"}" --ldgp_path="{folder / "ldgp"}" '
-                                 f'--save_path="{references_path}" --fuse_save_path="{folder / "sdr(fuse)"}"')
-            references = [only(found) for found in list_images(references_path / stem).values()]
+            references = [only(found) for found in list_images(references_path / stem, hint).values()]
             for path in references:
                 check_size(read_image(path), path, image, paths[0])
             pairs.append((paths[0], references))
         except ImageError as error:
-            failed += 1
-            print(f"sdrl_all.py: failed: {error}", file=sys.stderr)
-    if not pairs:
-        raise ImageError(f"{folder}: no image to train on is left")
-    return pairs, failed
+            failures.append(f"failed: {error}")
+    return pairs, failures
 
 
 def cache_fits(pairs, limit_gb):
@@ -166,32 +174,44 @@ def cache_fits(pairs, limit_gb):
 def resume_state(path, options):
     """The content of a progress file. Raises ImageError where it was made with other options."""
     content = load(path)
+    missing = {"backbone", "epoch", "losses", "optimizer", "options"} - content.keys()
+    if missing:
+        raise ImageError(f"{path}: nothing to go on from (without {', '.join(sorted(missing))}); start anew without --resume")
     different = [name for name, value in options.items() if content["options"].get(name) != value]
     if different:
-        raise ImageError(f"{path}: was made with another --{', --'.join(different)}; use the same or start anew without --resume")
+        raise ImageError(f"{path}: was made with another --{', --'.join(different)}; "
+                         "use the same or start anew without --resume")
     return content
 
 
 def main(args):
     rank, world = run.ranks()
     device = run.device(args.device)
-    name = Path(args.rainy_data_path).resolve().name
-    model_path = Path(args.model_save_dir or f"./result_all/{name}")
-    pairs, failed = gather_images(args)
+    folder = Path(args.rainy_data_path)
+    model_path = Path(args.model_save_dir or f"./result_all/{folder.resolve().name}")
+    images = list_images(folder / "input")
+    run.check_results(images, args.result_path, model_path)
     options = {key: getattr(args, key) for key in ("backbone", "seed", "lr", "lr_steps", "batch_size", "crop_size", "identity")}
+    state = resume_state(model_path / PROGRESS, options) if args.resume else None
+    pairs, failures = gather_images(images, folder, Path(args.sdr_data_path))
+    if rank == 0:
+        for failure in failures:
+            print(f"sdrl_all.py: {failure}", file=sys.stderr)
+    if not pairs:
+        raise ImageError(f"{args.rainy_data_path}: no image to train on is left")
     model = fresh_model(args.backbone, args.seed, device, args.identity)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     autocast, scaler = mixed_precision(device, args.amp)
     first, losses = 0, []
-    if args.resume:
-        state = resume_state(model_path / PROGRESS, options)
+    if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, losses = state["epoch"], state["losses"]
 
     data = Crops(pairs, args.crop_size, args.seed, cache_fits(pairs, args.cache_gb))
     batches = Batches(len(data), args.batch_size, args.seed, first, rank, world)
-    loader = DataLoader(data, batch_sampler=batches, num_workers=args.workers, pin_memory=device.type == "cuda")
+    loader = DataLoader(data, batch_sampler=batches, num_workers=args.workers, pin_memory=device.type == "cuda",
+                        persistent_workers=args.workers > 0)
     trained = DistributedDataParallel(model) if world > 1 else model
     began = time.perf_counter()
 
@@ -222,13 +242,14 @@ def main(args):
         for buffer in model.buffers():  # every process derains with the statistics that are in the checkpoint
             dist.broadcast(buffer, 0)
     if rank == 0:
-        print(f"sdrl_all.py: {len(pairs)} images, {failed} failed, {max(args.epoch - first, 0)} epochs in "
+        print(f"sdrl_all.py: {len(pairs)} images, {len(failures)} failed, {max(args.epoch - first, 0)} epochs in "
               f"{time.perf_counter() - began:.0f} s, network in {model_path / CHECKPOINT}")
 
     def work(path, bar):
-        write_like(Path(args.result_path) / f"{path.stem}.png", infer(model, read_image(path), args.tile_size, args.amp), path)
+        derained = tensor_to_uint8(infer(model, read_image(path), args.tile_size, args.amp))
+        write_like(Path(args.result_path) / f"{path.stem}.png", derained, path)
 
-    return run.each_image({path.stem: [path] for path, _ in pairs}, work, args.result_path) or (1 if failed else 0)
+    return run.each_image({path.stem: [path] for path, _ in pairs}, work, args.result_path, failed=len(failures))
 
 
 if __name__ == "__main__":
@@ -238,7 +259,8 @@ if __name__ == "__main__":
     parser.add_argument("--sdr_data_path", default=folder + "sdr/", help="their references, by sdr.py")
     parser.add_argument("--result_path", default=folder + "result/", help="where the derained training photographs go")
     parser.add_argument("--model_save_dir",
-                        help="where model.pkl, resume.pkl and loss.csv go (default: ./result_all/<last folder of --rainy_data_path>/)")
+                        help="where model.pkl, resume.pkl and loss.csv go "
+                             "(default: ./result_all/<last folder of --rainy_data_path>/)")
     run.add_learning_flags(parser)
     parser.add_argument("--epoch", type=run.number(int, 1), default=2000, help="times that every photograph is used")
     parser.add_argument("--lr", type=run.number(float, 0), default=1e-3, help="learning rate of Adam")

@@ -9,26 +9,30 @@ import torch
 
 from ldgp import rain_mask
 from sdr import Sampler, add_nss_flags, nss_options
-from sdrl import add_flags, fresh_model, learn, model_device, recipe_options
+from sdrl import add_flags, believe, fresh_model, learn, model_device, needs_belief, recipe_options
 from utils import run
-from utils.image import check_size, list_images, only, read_image, read_mask, write_like, write_png
+from utils.image import check_size, list_images, only, read_image, read_mask, uint8_to_tensor, write_like, write_png
 
 
-def derain_online(model, rainy, mask, epoch=100, steps=0, sdr_num=50, nss=None, seed=3, **options):
+def derain_online(model, rainy, mask, epoch=100, steps=0, sdr_num=50, nss=None, seed=3, target="sampled",
+                  **options):
     """Train a fresh network on one rainy image against references that it draws itself, a new one in every step.
 
     model: a network (N, 3, H, W) -> the same in [0, 1], RGB, trained in place. rainy: (H, W, 3) uint8 BGR; mask: (H, W)
     uint8. steps: how many; 0 for epoch * sdr_num, as many as with stored references. nss: parameters of `sdr.Sampler`.
-    options: as `sdrl.learn`'s. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
+    target: "sampled", a fresh reference a step, or "mean", always the mean of infinitely many. options: as
+    `sdrl.learn`'s. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
     """
     device = model_device(model)
-    sampler = Sampler(rainy, mask, **(nss or {})).to(device)
-    random = torch.Generator(device).manual_seed(seed)
+    sampler = Sampler(rainy, mask, **(nss or {}))
+    belief = believe(rainy, sampler.expectation(), sampler.variance(), device) if needs_belief(target, options) else None
+    if target == "sampled":
+        sampler, random = sampler.to(device), torch.Generator(device).manual_seed(seed)
 
     def reference_at(step):
-        return sampler.fresh(random).flip(-1).permute(2, 0, 1)[None]
+        return belief.mean if target == "mean" else uint8_to_tensor(sampler.fresh(random))
 
-    return learn(model, rainy, reference_at, steps or epoch * sdr_num, seed=seed, **options)
+    return learn(model, rainy, reference_at, steps or epoch * sdr_num, belief=belief, seed=seed, **options)
 
 
 def main(args):

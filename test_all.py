@@ -9,7 +9,7 @@ from models import BACKBONES, build
 from sdrl import infer
 from sdrl_all import load
 from utils import run
-from utils.image import ImageError, list_images, read_image, write_like
+from utils.image import ImageError, list_images, read_image, tensor_to_uint8, write_like
 
 
 def load_model(path, device):
@@ -19,7 +19,7 @@ def load_model(path, device):
     """
     content = load(path, device)
     backbone = content.get("backbone", "Unet")
-    if backbone not in BACKBONES:
+    if not isinstance(backbone, str) or backbone not in BACKBONES:
         raise ImageError(f"{path}: holds an unknown backbone {backbone!r} (known: {', '.join(BACKBONES)})")
     model = build(backbone, residual=bool(content.get("identity", False)))
     try:
@@ -36,7 +36,8 @@ def main(args):
     model = load_model(args.model_path, device)
 
     def work(path, bar):
-        write_like(result / f"{path.stem}.png", infer(model, read_image(path), args.tile_size, args.amp), path)
+        derained = tensor_to_uint8(infer(model, read_image(path), args.tile_size, args.amp))
+        write_like(result / f"{path.stem}.png", derained, path)
 
     return run.each_image(images, work, result)
 

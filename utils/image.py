@@ -6,17 +6,29 @@ import io
 import os
 import re
 import tempfile
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
 # Options of `write_png` for files that are many and soon read again. By measurement on references of 480x320, this is half
 # the time of compression level 1 for files 8% larger (`python -m utils.benchmark sdr` prints the table).
 PNG_FAST = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
+
+# What turns a photograph upright, by its EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -25,25 +37,25 @@ class ImageError(ValueError):
 
 def natural_order(name):
     """Sort key that puts 2 before 10."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", str(name))]
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", str(name))]
 
 
-def list_images(folder):
+def list_images(folder, hint="put the images there or name another one", optional=False):
     """The images of a folder, as {stem: [path, ...]} in natural order of the stems.
 
     Files that are no images by their extension (any letter case), hidden files and sub-folders are passed over. A stem
     with several paths is a clash, which `only` reports.
-    Raises ImageError where the folder is missing or holds no image.
+    Raises ImageError, with `hint` on what to do, where the folder is missing or holds no image; nothing where it is optional.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder; put the images there or name another one")
+    if not folder.is_dir() and not optional:
+        raise ImageError(f"{folder}: no such folder; {hint}")
     found = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file():
             found.setdefault(path.stem, []).append(path)
-    if not found:
-        raise ImageError(f"{folder}: no image in this folder (looked for {' '.join(sorted(EXTENSIONS))})")
+    if not found and not optional:
+        raise ImageError(f"{folder}: no image in this folder (looked for {' '.join(sorted(EXTENSIONS))}); {hint}")
     return dict(sorted(found.items(), key=lambda item: natural_order(item[0])))
 
 
@@ -59,19 +71,37 @@ def _open(path):
     """A fully decoded PIL image, turned upright as its EXIF orientation says."""
     path = Path(path)
     try:
-        image = Image.open(io.BytesIO(path.read_bytes()))
-        # Pillow cuts 16-bit colour down to 8 bits without a word; the raw mode of its decoder still tells.
-        deep = image.mode[0] in "IF" or any(re.search(r";16[BLN]", str(tile)) for tile in image.tile)
-        image.load()
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow warns of does no harm, or is raised as an error next
+            return _decode(data, path)
+    except ImageError:
+        raise
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image that can be read; remove it or replace it") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for a damaged file; all mean the same to the user
         raise ImageError(f"{path}: damaged or cut short ({error}); replace it") from None
+
+
+def _decode(data, path):
+    image = Image.open(io.BytesIO(data))
+    # Pillow cuts 16-bit colour down to 8 bits without a word; the raw mode of its decoder still tells.
+    deep = image.mode[0] in "IF" or any(re.search(r";16[BLN]", str(tile)) for tile in image.tile)
+    image.load()
     if deep:
         raise ImageError(f"{path}: more than 8 bits a channel; convert it to 8 bits first")
-    return ImageOps.exif_transpose(image)
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # as many for a damaged EXIF block, which is no damage to the picture
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def read_image(path):
@@ -105,6 +135,16 @@ def check_size(other, other_path, image, image_path):
     if other.shape[:2] != image.shape[:2]:
         sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (other, image)]
         raise ImageError(f"{other_path}: {sizes[0]}, but {image_path} is {sizes[1]}; make it again for this image")
+
+
+def check_results_folder(folder):
+    """Raise ImageError unless `folder` is one that files can be written to, or can be made: before hours of work, not after."""
+    folder = Path(folder)
+    existing = next(part for part in (folder, *folder.parents) if part.exists())
+    if not existing.is_dir():
+        raise ImageError(f"{existing}: a file, but a folder for results is needed there; move it or name another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ImageError(f"{existing}: no permission to write there; name another folder for the results")
 
 
 def png_bytes(image, options=()):
@@ -158,13 +198,12 @@ def write_like(path, image, source):
     write_png(path, image)
 
 
-def uint8_to_tensor(image, device="cpu"):
-    """(H, W, 3) or (N, H, W, 3) uint8 BGR to a float32 tensor (N, 3, H, W), RGB, in [0, 1]."""
+def uint8_to_tensor(image, device=None):
+    """(H, W, 3) BGR in [0, 255], a NumPy array of uint8 or float or a tensor, to a float32 tensor (1, 3, H, W), RGB, in [0, 1]."""
     import torch  # here, so that the stages that learn nothing do not wait for it
 
-    array = np.ascontiguousarray(np.atleast_3d(image)[..., ::-1])
-    batch = torch.from_numpy(array if array.ndim == 4 else array[None]).to(device)
-    return batch.permute(0, 3, 1, 2).float() / 255
+    tensor = torch.as_tensor(image).to(device)
+    return tensor.flip(-1).permute(2, 0, 1)[None].contiguous().float() / 255
 
 
 def tensor_to_uint8(tensor):

@@ -2,13 +2,14 @@
 import argparse
 import os
 import sys
+import textwrap
 import time
 import traceback
 from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.image import ImageError, only
+from utils.image import ImageError, check_results_folder, only
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,8 +24,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The docstring as it is written, and a default behind each flag."""
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Prose filled to the terminal's width, indented commands left whole for pasting, the default behind each flag."""
+
+    def _fill_text(self, text, width, indent):
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in paragraphs)
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def number(kind, low, high=float("inf"), odd=False):
@@ -35,7 +43,7 @@ def number(kind, low, high=float("inf"), odd=False):
             value = kind(text)
         except ValueError:
             value = float("nan")
-        if not low <= value <= high or odd and value % 2 == 0:
+        if not low <= value <= high or value == float("inf") or odd and value % 2 == 0:
             bounds = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
             name = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {name} {bounds}{' and odd' if odd else ''}")
@@ -45,29 +53,31 @@ def number(kind, low, high=float("inf"), odd=False):
 
 
 def start(main, parser):
-    """Parse, run `main(args)` and leave with its exit code; an ImageError becomes one line and exit code 1."""
+    """Parse, run `main(args)` and leave with its exit code; an error of files or folders becomes one line and exit code 1."""
     args = parser.parse_args()
     try:
         sys.exit(main(args))
-    except ImageError as error:
+    except (ImageError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; what is written so far is whole", file=sys.stderr)
         sys.exit(130)
 
 
-def each_image(images, work, results, unit="image"):
+def each_image(images, work, *results, unit="image", failed=0):
     """Call work(path, bar) for every image, go on after a failure, and end with one line.
 
     images: {stem: [path, ...]} of `list_images`. bar: the tqdm bar, over the images or, with unit="step", over the steps
-    of one image after the other (work says how many by bar.reset(steps)). results: the folder named in the last line.
-    Under torchrun the images are dealt out to the processes, and process 0 sums up.
-    Returns the exit code: 0, or 1 where an image failed.
+    of one image after the other (work says how many by bar.reset(steps)). results: the folders that are written to, named
+    in the last line. failed: how many images failed before. Under torchrun the images are dealt out to the processes, and
+    process 0 sums up.
+    Returns the exit code: 0, or 1 where an image failed. Raises ImageError for a folder that cannot take the results.
     """
     name = Path(sys.argv[0]).name
+    check_results(images, *results)
     rank, world = ranks()
     mine = list(images.values())[rank::world]
-    done, failed, seconds = 0, 0, 0.0
+    done, failed, seconds = 0, failed if rank == 0 else 0, 0.0
     with tqdm(total=len(mine) if unit == "image" else None, unit=unit, dynamic_ncols=True, disable=rank > 0) as bar:
         for count, paths in enumerate(mine, 1):
             bar.set_description(f"{name} {paths[0].name}" + (f" ({count} of {len(mine)})" if unit == "step" else ""))
@@ -86,8 +96,17 @@ def each_image(images, work, results, unit="image"):
         done, failed, seconds = _sum_over_ranks(done, failed, seconds)
     if rank == 0:
         average = f"{seconds / done:.2f} s an image" if done else "nothing done"
-        print(f"{name}: {done + failed} images, {failed} failed, {average}, results in {results}")
+        print(f"{name}: {done + failed} images, {failed} failed, {average}, results in {' and '.join(map(str, results))}")
     return 1 if failed else 0
+
+
+def check_results(images, *folders):
+    """Raise ImageError for a folder that cannot take results, or in which they could replace the images themselves."""
+    sources = {paths[0].parent.resolve() for paths in images.values()}
+    for folder in folders:
+        check_results_folder(folder)
+        if Path(folder).resolve() in sources:
+            raise ImageError(f"{folder}: results would replace the photographs in it; name another folder for them")
 
 
 def reason(path, error):
@@ -111,7 +130,7 @@ def device(name):
         name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         chosen = torch.device(name)
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).tolist()
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
     except (RuntimeError, AssertionError) as error:
@@ -125,7 +144,8 @@ def add_learning_flags(parser):
     from models import BACKBONES
 
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="network to train")
-    parser.add_argument("--seed", type=number(int, 0), default=3, help="of weights and draws; set anew for every image")
+    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=3,
+                        help="of weights and draws; set anew for every image")
     add_inference_flags(parser)
 
 

@@ -1,0 +1,31 @@
+"""DnCNN: Beyond a Gaussian Denoiser (Zhang et al., IEEE TIP 2017), 17 layers; it returns the image, not the noise."""
+from torch import nn
+
+from .layers import conv, crop_like, pad_to_multiple, zero_
+
+LAYERS = 17
+FEATURES = 64
+
+
+class DnCNN(nn.Module):
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped.
+
+    residual: return input + network, the last convolution starting at zero, hence start at the identity. Names of
+    parameters do not change with it.
+    """
+
+    def __init__(self, residual=False):
+        super().__init__()
+        self.residual = residual
+        layers = [conv(3, FEATURES, 3), nn.ReLU(inplace=True)]
+        for _ in range(LAYERS - 2):
+            layers += [conv(FEATURES, FEATURES, 3), nn.BatchNorm2d(FEATURES), nn.ReLU(inplace=True)]
+        layers += [conv(FEATURES, 3, 3)]
+        self.dncnn = nn.Sequential(*layers)
+        if residual:
+            zero_(self.dncnn[-1])
+
+    def forward(self, x):
+        # Nothing is halved: only the single pixel of a training step is ever padded.
+        y = crop_like(self.dncnn(pad_to_multiple(x, 1, batch_norm=self.training)), x)
+        return x + y if self.residual else y

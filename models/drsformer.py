@@ -1,0 +1,158 @@
+"""DRSFormer: Learning A Sparse Transformer Network for Effective Image Deraining (Chen et al., CVPR 2023), width 32.
+
+Restormer's encoder and decoder with three changes: attention that keeps only the largest entries of each row, a
+feed-forward at two scales, and a mixture of experts before the encoder and after the decoder.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import ChannelAttention, FourLevels, TransformerBlock, conv, depthwise, pointwise
+
+EXPANSION = 2.66  # hidden channels of the feed-forward, relative to its input
+KEPT = ((1, 2), (2, 3), (3, 4), (4, 5))  # the four masks keep 1/2, 2/3, 3/4, 4/5 of a row's entries, rounded down
+STEPS = 4  # of a mixture of experts
+EXPERTS = 8  # in each step
+
+
+class TopKAttention(ChannelAttention):
+    """Channel attention as the learned sum of four softmaxes, over ever more of each row's largest scores."""
+
+    def __init__(self, dim, heads):
+        super().__init__(dim, heads)
+        for name in ("attn1", "attn2", "attn3", "attn4"):
+            self.register_parameter(name, nn.Parameter(torch.tensor([0.2])))
+        kept = [dim // heads * part // whole for part, whole in KEPT]
+        # (4, K), K = kept[-1]: the ranks that each mask drops. Published checkpoints have no such entry.
+        self.register_buffer("dropped", torch.arange(kept[-1]) >= torch.tensor(kept)[:, None], persistent=False)
+
+    def weights(self, q, k):
+        # Which of two nearly equal scores is kept is a matter of rounding: round where the published network does.
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
+        # The four kept sets are nested: one sorted selection holds them all, and ties are settled once.
+        top, index = scores.topk(self.dropped.shape[1], dim=-1)  # (N, heads, C/heads, K)
+        rows = top.unsqueeze(-2).masked_fill(self.dropped, float("-inf"))  # (N, heads, C/heads, 4, K)
+        scales = torch.cat([self.attn1, self.attn2, self.attn3, self.attn4])
+        top = (rows.softmax(dim=-1) * scales[:, None]).sum(dim=-2)  # (N, heads, C/heads, K)
+        return top.new_zeros(scores.shape).scatter(-1, index, top)  # (N, heads, C/heads, C/heads)
+
+
+class FeedForward(nn.Module):
+    """Feed-forward at two scales, 3x3 and 5x5, that exchange half of their channels: (N, C, H, W) to the same."""
+
+    def __init__(self, dim):
+        super().__init__()
+        hidden = int(EXPANSION * dim)
+        self.project_in = conv(dim, 2 * hidden, 1)
+        self.dwconv3x3 = depthwise(2 * hidden, 3)
+        self.dwconv5x5 = depthwise(2 * hidden, 5)
+        self.dwconv3x3_1 = conv(2 * hidden, hidden, 3, groups=hidden)
+        self.dwconv5x5_1 = conv(2 * hidden, hidden, 5, groups=hidden)
+        self.project_out = conv(2 * hidden, dim, 1)
+
+    def forward(self, x):
+        x = self.project_in(x)
+        halves = zip(self.dwconv3x3(x).chunk(2, dim=1), self.dwconv5x5(x).chunk(2, dim=1))
+        # ReLU after joining the scales, in place: training then keeps one copy of the widest tensors, not two.
+        y = [mix(F.relu(torch.cat(half, dim=1), inplace=True))  # of (N, 2 hidden, H, W), to (N, hidden, H, W)
+             for mix, half in zip((self.dwconv3x3_1, self.dwconv5x5_1), halves)]
+        return self.project_out(F.relu(torch.cat(y, dim=1), inplace=True))
+
+
+class Layer(nn.Module):
+    """A sequence of modules under the name `op`, where the published checkpoints have it."""
+
+    def __init__(self, *modules):
+        super().__init__()
+        self.op = nn.Sequential(*modules)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+def separable(dim, kernel):
+    return Layer(depthwise(dim, kernel), conv(dim, dim, 1), nn.ReLU(inplace=True),
+                 depthwise(dim, kernel), conv(dim, dim, 1))
+
+
+def dilated(dim, kernel):
+    return Layer(depthwise(dim, kernel, dilation=2), conv(dim, dim, 1))
+
+
+class Step(nn.Module):
+    """Eight experts side by side, each times its gate, mixed by a 1x1 convolution: (N, C, H, W) to the same."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self._ops = nn.ModuleList([
+            separable(dim, 1), separable(dim, 3), separable(dim, 5), separable(dim, 7),
+            dilated(dim, 3), dilated(dim, 5), dilated(dim, 7),
+            nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)])
+        self._out = nn.Sequential(conv(EXPERTS * dim, dim, 1), nn.ReLU())
+
+    def forward(self, x, gates):
+        """gates: (N, 8), one for each expert."""
+        mixing, relu = self._out
+        # A gate is the same at every pixel, so it scales the small weight instead of the expert's image; and the
+        # convolution of the concatenation is a sum over the experts, which spares its eightfold width.
+        weights = mixing.weight.flatten(1).unflatten(1, (EXPERTS, -1)).transpose(0, 1)  # (8, C, C)
+        weights = gates[:, :, None, None] * weights  # (N, 8, C, C)
+        y = sum(pointwise(op(x), weights[:, n]) for n, op in enumerate(self._ops))
+        # x comes out of a ReLU: their sum has nothing left for the second ReLU of the paper to cut.
+        return relu(y) + x
+
+
+class Gates(nn.Module):
+    """(N, C, H, W) to (N, 4, 8): how much each expert of each step counts, from the image's mean."""
+
+    def __init__(self, dim):
+        super().__init__()
+        count = STEPS * EXPERTS
+        self.ca_fc = nn.Sequential(nn.Linear(dim, 2 * count), nn.ReLU(), nn.Linear(2 * count, count))
+
+    def forward(self, x):
+        return self.ca_fc(x.mean(dim=(2, 3))).unflatten(1, (STEPS, EXPERTS)).softmax(dim=-1)
+
+
+class Steps(nn.Module):
+    """1x1 convolution, then four steps of experts: (N, C, H, W) and gates (N, 4, 8) to (N, C, H, W)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.preprocess = Layer(conv(dim, dim, 1), nn.ReLU(inplace=True))
+        self._ops = nn.ModuleList([Step(dim) for _ in range(STEPS)])
+
+    def forward(self, x, gates):
+        x = self.preprocess(x)
+        for n, step in enumerate(self._ops):
+            x = step(x, gates[:, n])
+        return x
+
+
+class MixtureOfExperts(nn.Module):
+    """Four steps of eight gated experts, the gates computed from the input: (N, C, H, W) to the same."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.layers = nn.ModuleList([Gates(dim), Steps(dim)])
+
+    def forward(self, x):
+        gates, steps = self.layers
+        return steps(x, gates(x))
+
+
+def block(dim, heads):
+    return TransformerBlock(dim, TopKAttention(dim, heads), FeedForward(dim))
+
+
+class DRSFormer(FourLevels):
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; output + input, not clipped.
+
+    residual: start at the identity, with the last convolution at zero. Names of parameters do not change with it.
+    """
+
+    def __init__(self, residual=False):
+        dim = 32
+        super().__init__(
+            dim, blocks=(4, 6, 6, 8), heads=(1, 2, 4, 8), block=block, stem=MixtureOfExperts(dim),
+            refinement=MixtureOfExperts(2 * dim), residual=residual)

@@ -1,0 +1,52 @@
+"""ResNet: the stages of an untrained ResNet-18 (He et al., CVPR 2016) as encoder, transposed convolutions as decoder."""
+from torch import nn
+from torchvision.models import resnet18
+
+from .layers import crop_like, pad_to_multiple, zero_
+
+
+class Up(nn.Module):
+    """Transposed convolution: (N, C, H, W) to (N, D, 2H, 2W), with ReLU unless it is the last."""
+
+    def __init__(self, inputs, outputs, last=False):
+        super().__init__()
+        layer = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+        self.main = nn.Sequential(layer) if last else nn.Sequential(layer, nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        return self.main(x)
+
+
+class ResNet(nn.Module):
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped.
+
+    residual: return input + network, the last convolution starting at zero, hence start at the identity. Names of
+    parameters do not change with it.
+    """
+
+    def __init__(self, residual=False):
+        super().__init__()
+        self.residual = residual
+        self.resnet18 = resnet18(weights=None)
+        del self.resnet18.avgpool, self.resnet18.fc
+        self.up1 = Up(512, 256)
+        self.up2 = Up(256, 128)
+        self.up3 = Up(128, 64)
+        self.up4 = Up(64, 64)
+        self.up5 = Up(64, 3, last=True)
+        if residual:
+            zero_(self.up5)
+
+    def forward(self, x):
+        net = self.resnet18
+        x1 = net.relu(net.bn1(net.conv1(pad_to_multiple(x, 32, batch_norm=self.training))))  # (N, 64, H/2, W/2)
+        x2 = net.layer1(net.maxpool(x1))  # (N, 64, H/4, W/4)
+        x3 = net.layer2(x2)  # (N, 128, H/8, W/8)
+        x4 = net.layer3(x3)  # (N, 256, H/16, W/16)
+        y = net.layer4(x4)  # (N, 512, H/32, W/32)
+        y = self.up1(y) + x4
+        y = self.up2(y) + x3
+        y = self.up3(y) + x2
+        y = self.up4(y) + x1
+        y = crop_like(self.up5(y), x)
+        return x + y if self.residual else y

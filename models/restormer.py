@@ -1,0 +1,43 @@
+"""Restormer: Efficient Transformer for High-Resolution Image Restoration (Zamir et al., CVPR 2022).
+
+The published network for deraining: a four-level encoder and decoder of transformer blocks whose attention runs over
+channels, so that its cost grows with the number of pixels and not with its square.
+"""
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import ChannelAttention, FourLevels, TransformerBlock, conv, depthwise
+
+EXPANSION = 2.66  # hidden channels of the feed-forward, relative to its input
+
+
+class FeedForward(nn.Module):
+    """Gated depthwise feed-forward: (N, C, H, W) to the same; one half of the hidden channels gates the other."""
+
+    def __init__(self, dim):
+        super().__init__()
+        hidden = int(EXPANSION * dim)
+        self.project_in = conv(dim, 2 * hidden, 1)
+        self.dwconv = depthwise(2 * hidden, 3)
+        self.project_out = conv(hidden, dim, 1)
+
+    def forward(self, x):
+        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)  # each (N, hidden, H, W)
+        return self.project_out(F.gelu(gate) * value)
+
+
+def block(dim, heads):
+    return TransformerBlock(dim, ChannelAttention(dim, heads), FeedForward(dim))
+
+
+class Restormer(FourLevels):
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; output + input, not clipped.
+
+    residual: start at the identity, with the last convolution at zero. Names of parameters do not change with it.
+    """
+
+    def __init__(self, residual=False):
+        dim, heads, refinement = 48, (1, 2, 4, 8), 4
+        super().__init__(
+            dim, blocks=(4, 6, 6, 8), heads=heads, block=block, stem=nn.Identity(),
+            refinement=nn.Sequential(*[block(2 * dim, heads[0]) for _ in range(refinement)]), residual=residual)

@@ -1,0 +1,50 @@
+"""Unet: an encoder of four halvings and a decoder with skips.
+
+After U-Net (Ronneberger et al., MICCAI 2015), with the large first kernels, the nearest upsampling and the leaky
+decoder of networks for image inpainting (Liu et al., ECCV 2018).
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import ConvBlock, crop_like, pad_to_multiple, zero_
+
+
+class Unet(nn.Module):
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped.
+
+    residual: return input + network, the last convolution starting at zero, hence start at the identity. Names of
+    parameters do not change with it.
+    """
+
+    def __init__(self, residual=False):
+        super().__init__()
+        self.residual = residual
+
+        def encoder(inputs, outputs, kernel, norm=True):
+            return ConvBlock(inputs, outputs, kernel, stride=2, norm=norm, activation=nn.ReLU(inplace=True))
+
+        def decoder(inputs, outputs):
+            return ConvBlock(inputs, outputs, 3, activation=nn.LeakyReLU(0.2, inplace=True))
+
+        self.enc_1 = encoder(3, 64, 7, norm=False)
+        self.enc_2 = encoder(64, 128, 5)
+        self.enc_3 = encoder(128, 256, 5)
+        self.enc_4 = encoder(256, 512, 3)
+        self.dec_4 = decoder(512 + 256, 256)
+        self.dec_3 = decoder(256 + 128, 128)
+        self.dec_2 = decoder(128 + 64, 64)
+        self.dec_1 = ConvBlock(64 + 3, 3, 3, bias=True, norm=False)
+        if residual:
+            zero_(self.dec_1)
+
+    def forward(self, x):
+        padded = pad_to_multiple(x, 16, batch_norm=self.training)
+        half = self.enc_1(padded)  # (N, 64, H/2, W/2)
+        quarter = self.enc_2(half)  # (N, 128, H/4, W/4)
+        eighth = self.enc_3(quarter)  # (N, 256, H/8, W/8)
+        y = self.enc_4(eighth)  # (N, 512, H/16, W/16)
+        for decoder, skip in ((self.dec_4, eighth), (self.dec_3, quarter), (self.dec_2, half), (self.dec_1, padded)):
+            y = decoder(torch.cat([F.interpolate(y, scale_factor=2, mode="nearest"), skip], dim=1))
+        y = crop_like(y, x)
+        return x + y if self.residual else y

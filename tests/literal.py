@@ -1,0 +1,135 @@
+"""LDGP's angle and NSS as the specification words them, block by block and pixel by pixel: the slow oracle of the fast code.
+
+Nothing is taken from ldgp.py or sdr.py, so that a slip there cannot hide here.
+"""
+import cv2
+import numpy as np
+
+# ---- LDGP: the dominant angle
+
+
+def patch_angle(grey, exchange_cells=True):
+    """5 times the first bin that attains the maximum of one patch's histogram. grey: (h, w) uint8."""
+    cells_y, cells_x = grey.shape[0] // 8, grey.shape[1] // 8
+    patch = np.ascontiguousarray(grey[: 8 * cells_y, : 8 * cells_x])
+    descriptor = cv2.HOGDescriptor((8 * cells_x, 8 * cells_y), (32, 32), (8, 8), (8, 8), 36)
+    blocks = descriptor.compute(patch).reshape(cells_x - 3, cells_y - 3, 4, 4, 36)
+    cells = np.zeros((cells_y, cells_x, 36))
+    holders = np.zeros((cells_y, cells_x))
+    for bx in range(cells_x - 3):
+        for by in range(cells_y - 3):
+            for cx in range(4):
+                for cy in range(4):
+                    x, y = (bx + cy, by + cx) if exchange_cells else (bx + cx, by + cy)
+                    cells[y, x] += blocks[bx, by, cx, cy]
+                    holders[y, x] += 1
+    histogram = np.zeros(36)
+    for y in range(cells_y):
+        for x in range(cells_x):
+            histogram += cells[y, x] / holders[y, x]
+    return 5 * list(histogram).index(max(histogram))
+
+
+def dominant_angle(image, patch_size=80, exchange_cells=True):
+    """The most frequent angle of an image's patches. image: (H, W, 3) uint8 BGR, sides of at least 32 pixels."""
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    height, width = grey.shape
+    if height < patch_size or width < patch_size:
+        return patch_angle(grey, exchange_cells)
+    angles = []
+    for column in range(width // patch_size):
+        for row in range(height // patch_size):
+            patch = grey[row * patch_size : (row + 1) * patch_size, column * patch_size : (column + 1) * patch_size]
+            angles.append(patch_angle(patch, exchange_cells))
+    return max(sorted(set(angles)), key=angles.count)  # of equally frequent ones, the first: the smallest
+
+
+# ---- NSS
+
+
+def references(image, mask, sdr_num=50, seed=0, **parameters):
+    """The SDRs of the published draw, (sdr_num, H, W, 3) uint8. image: (H, W, 3) uint8; mask: (H, W) uint8."""
+    result = np.stack([image] * sdr_num)
+    for y, x, candidates, probabilities in filled_pixels(image, mask, **parameters):
+        drawn = np.random.RandomState(seed).choice(len(candidates), sdr_num, p=probabilities)
+        for n in range(sdr_num):
+            result[n, y, x] = image[candidates[drawn[n]]]
+    return result
+
+
+def expectation(image, mask, **parameters):
+    """The mean of infinitely many SDRs, (H, W, 3) float64."""
+    result = image.astype(np.float64)
+    for y, x, candidates, probabilities in filled_pixels(image, mask, **parameters):
+        result[y, x] = mean([image[q].astype(np.float64) for q in candidates], probabilities)
+    return result
+
+
+def variance(image, mask, **parameters):
+    """The variance of infinitely many SDRs, (H, W, 3) float64."""
+    result = np.zeros(image.shape)
+    for y, x, candidates, probabilities in filled_pixels(image, mask, **parameters):
+        values = [image[q].astype(np.float64) for q in candidates]
+        expected = mean(values, probabilities)
+        result[y, x] = mean([(value - expected) ** 2 for value in values], probabilities)
+    return result
+
+
+def mean(values, probabilities):
+    """The probable value; the probabilities, being float32, add up to 1 only roughly, for which it makes up."""
+    total = sum(float(p) for p in probabilities)
+    return sum(float(p) / total * value for p, value in zip(probabilities, values))
+
+
+def filled_pixels(image, mask, K=7, k=3, pow=0.5, threshold=10):
+    """Yield (y, x, its candidates [(y, x), ...], their probabilities, float32) for every filled pixel that has candidates."""
+    colours, rain = image.tolist(), (mask > 0).tolist()
+    height, width = mask.shape
+    reach = max(K, 3) // 2
+    for y in range(height):
+        for x in range(width):
+            if mask[y, x] <= threshold:
+                continue
+            candidates = [
+                (v, u)
+                for v in range(max(y - reach, 0), min(y + reach + 1, height))
+                for u in range(max(x - reach, 0), min(x + reach + 1, width))
+                if not rain[v][u]
+            ]
+            if not candidates:
+                continue
+            half = k // 2
+            while all_rain(rain, y, x, half):
+                half += 1
+            weights = []
+            for q in candidates:
+                d = distance(colours, rain, (y, x), q, half)
+                weights.append(np.float32(1 / max(float(d) ** pow, 1e-4)))
+            weights = np.array(weights)
+            yield y, x, candidates, weights / weights.sum()
+
+
+def all_rain(rain, y, x, half):
+    """Whether the window of half width `half` around (y, x), clipped to the image, holds no clear pixel."""
+    return all(all(row[max(x - half, 0) : x + half + 1]) for row in rain[max(y - half, 0) : y + half + 1])
+
+
+def distance(colours, rain, p, q, half):
+    """d(p, q) over the window of half width `half`; outside the image is black, and no rain."""
+    height, width = len(rain), len(rain[0])
+
+    def inside(y, x):
+        return 0 <= y < height and 0 <= x < width
+
+    def colour(y, x):
+        return colours[y][x] if inside(y, x) else (0, 0, 0)
+
+    total = 0
+    for dy in range(-half, half + 1):
+        for dx in range(-half, half + 1):
+            here = p[0] + dy, p[1] + dx
+            if inside(*here) and rain[here[0]][here[1]]:
+                continue
+            there = q[0] + dy, q[1] + dx
+            total += sum(abs(a - b) for a, b in zip(colour(*here), colour(*there)))
+    return total

@@ -1,0 +1,213 @@
+"""LDGP: the published masks and angles, the literal angle vote, sizes of every kind, and errors that say what to do."""
+import json
+from unittest import mock
+
+import cv2
+import literal
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ldgp
+from ldgp import dominant_angle, patch_angle, rain_mask, rotation
+from utils.image import ImageError, read_image, read_mask, write_png
+
+PUBLISHED = [str(number) for number in range(1, 41)]
+
+
+def noise(seed, height, width, colour=True):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)[: 2 + colour], dtype=np.uint8)
+
+
+def slanted_lines(tilt, height=240, width=320, gap=23):
+    """A grey image with bright lines that are `tilt` degrees off the vertical (positive: to the lower left), and the lines."""
+    image = np.random.default_rng(0).integers(90, 98, (height, width, 3), dtype=np.uint8)
+    lines = np.zeros((height, width), np.uint8)
+    for left in range(-width, 2 * width, gap):
+        x = left - height * np.tan(np.radians(tilt))
+        cv2.line(lines, (left, 0), (round(x), height), 255, 3, cv2.LINE_AA)
+    lines = cv2.GaussianBlur(lines, (0, 0), 1)  # a drawn line's staircase has gradients of its own
+    return np.maximum(image, lines[..., None] // 2 + 90), lines
+
+
+# ---- published results
+
+
+@pytest.mark.parametrize("stem", PUBLISHED)
+def test_published_mask(reference, stem):
+    mask = rain_mask(read_image(reference / f"data/Rain100L/input/{stem}.png"))
+    published = read_mask(reference / f"data/Rain100L/ldgp/{stem}.png")
+    assert mask.dtype == np.uint8 and np.array_equal(mask, published)
+
+
+def test_published_angles(reference):
+    angles = json.loads((reference / "golden/ldgp_degrees.json").read_text())
+    assert set(angles) == set(PUBLISHED)
+    images = {stem: read_image(reference / f"data/Rain100L/input/{stem}.png") for stem in PUBLISHED}
+    assert {stem: dominant_angle(image) for stem, image in images.items()} == angles
+    true_cells = {stem: dominant_angle(image, exchange_cells=False) for stem, image in images.items()}
+    changed = [stem for stem in PUBLISHED if true_cells[stem] != angles[stem]]
+    assert changed == ["6", "9", "22", "29", "31", "38", "39"]  # 35 becomes a tie, which the published angle wins
+
+
+def test_the_script_writes_the_published_mask(reference, script, tmp_path):
+    for stem in ("1", "36"):
+        write_png(tmp_path / f"in/{stem}.png", read_image(reference / f"data/Rain100L/input/{stem}.png"))
+    done = script("ldgp.py", "--input_path", tmp_path / "in", "--save_path", tmp_path / "out")
+    assert "2 images, 0 failed" in done.stdout.splitlines()[-1]
+    for stem in ("1", "36"):
+        published = read_mask(reference / f"data/Rain100L/ldgp/{stem}.png")
+        assert np.array_equal(read_mask(tmp_path / f"out/{stem}.png"), published)
+
+
+# ---- the angle
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (32, 80), (80, 32), (40, 95), (80, 80), (71, 104)])
+@pytest.mark.parametrize("exchange_cells", [True, False])
+def test_patch_angle_is_the_literal_one(height, width, exchange_cells):
+    for seed in range(10):
+        grey = noise(seed, height, width, colour=False)
+        assert patch_angle(grey, exchange_cells) == literal.patch_angle(grey, exchange_cells)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.integers(32, 260), st.integers(32, 260), st.integers(32, 90), st.booleans())
+def test_dominant_angle_is_the_literal_one(seed, height, width, patch_size, exchange_cells):
+    image = cv2.GaussianBlur(noise(seed, height, width), (0, 0), 0.3 + seed % 4)  # smoother ones agree on angles more often
+    angle = dominant_angle(image, patch_size, exchange_cells)
+    assert angle == literal.dominant_angle(image, patch_size, exchange_cells)
+    assert type(angle) is int and angle in range(0, 180, 5)
+
+
+def test_the_exchanged_cells_matter():
+    assert any(dominant_angle(noise(seed, 160, 160)) != dominant_angle(noise(seed, 160, 160), exchange_cells=False)
+               for seed in range(10))
+    square = noise(1, 32, 32, colour=False)  # one block: exchanging its cells changes no sum
+    assert patch_angle(square) == patch_angle(square, exchange_cells=False)
+
+
+def test_ties_go_to_the_smallest_angle():
+    # Two patches side by side, one per angle: whichever comes first, the smaller angle wins.
+    patches = {tilt: slanted_lines(tilt, 80, 80)[0] for tilt in (10, 30)}
+    small, large = (patch_angle(cv2.cvtColor(patches[tilt], cv2.COLOR_BGR2GRAY)) for tilt in (10, 30))
+    assert small < large
+    for pair in ((10, 30), (30, 10)):
+        assert dominant_angle(np.hstack([patches[tilt] for tilt in pair])) == small
+        assert dominant_angle(np.hstack([patches[tilt] for tilt in (*pair, 30)])) == large
+
+
+def test_what_is_left_at_the_right_and_bottom_takes_no_part():
+    image = noise(3, 160, 240)
+    framed = cv2.copyMakeBorder(image, 0, 79, 0, 79, cv2.BORDER_CONSTANT, value=(255, 0, 0))
+    assert dominant_angle(framed) == dominant_angle(image)
+
+
+@pytest.mark.parametrize("height, width", [(32, 300), (300, 32), (50, 60), (79, 79), (79, 400)])
+def test_an_image_in_which_no_patch_fits_is_one_patch(height, width):
+    image = noise(height * width, height, width)
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    whole_cells = np.ascontiguousarray(grey[: height // 8 * 8, : width // 8 * 8])
+    assert dominant_angle(image) == patch_angle(whole_cells) == literal.dominant_angle(image)
+
+
+def test_rotation_of_every_angle():
+    assert [rotation(angle) for angle in (0, 5, 45, 80)] == [0, 5, 45, 80]
+    assert rotation(85) == rotation(90) == 0
+    assert [rotation(angle) for angle in (95, 135, 175)] == [-85, -45, -5]
+
+
+# ---- the mask
+
+
+@pytest.mark.parametrize("tilt", [-40, -22, -10, 0, 10, 22, 40])
+def test_lines_of_a_known_slant_are_found_along_it(tilt):
+    image, lines = slanted_lines(tilt)
+    degrees = rotation(dominant_angle(image))
+    assert abs(degrees - tilt) <= 5
+    mask = rain_mask(image)
+    assert np.mean(mask[lines > 200] > 10) > 0.9
+    assert np.mean(mask[lines == 0] > 10) < 0.2
+    step, rain = 12, (mask > 10).astype(int)  # the mask agrees best with its rows further down where the lines lead
+    shifts = range(-11, 12)
+    agreement = [np.sum(rain[:-step, 20:-20] * rain[step:, 20 + shift : 300 + shift]) for shift in shifts]
+    assert abs(shifts[np.argmax(agreement)] + step * np.tan(np.radians(tilt))) <= 1
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(32, 300), st.integers(32, 300), st.integers(0, 35), st.integers(1, 20))
+def test_the_mask_has_the_size_of_the_image_at_every_angle(height, width, bin, kernel_size):
+    image = noise(bin, height, width)
+    with mock.patch.object(ldgp, "dominant_angle", return_value=5 * bin):
+        mask = rain_mask(image, kernel_size=kernel_size)
+    assert mask.shape == (height, width) and mask.dtype == np.uint8 and mask.flags.c_contiguous
+
+
+@pytest.mark.parametrize("angle", range(0, 180, 5))
+def test_the_smallest_image_has_a_whole_mask_at_every_angle(angle):
+    for height, width in ((32, 32), (32, 33), (33, 32), (32, 500), (500, 32)):
+        with mock.patch.object(ldgp, "dominant_angle", return_value=angle):
+            assert rain_mask(np.zeros((height, width, 3), np.uint8)).shape == (height, width)
+
+
+@pytest.mark.parametrize("grey", [0, 7, 128, 255])
+def test_a_constant_image_has_no_direction_and_no_rain(grey):
+    image = np.full((165, 243, 3), grey, np.uint8)
+    assert dominant_angle(image) == literal.dominant_angle(image) == 0
+    assert not rain_mask(image).any()
+
+
+def test_a_large_odd_size():
+    image = cv2.resize(noise(5, 120, 170), (1703, 1201), interpolation=cv2.INTER_CUBIC)
+    mask = rain_mask(image)
+    assert mask.shape == (1201, 1703) and 0 < np.mean(mask > 0) < 1
+    assert dominant_angle(image) == literal.dominant_angle(image)
+
+
+def test_the_image_is_left_as_it_was():
+    image = noise(6, 90, 130)
+    before = image.copy()
+    rain_mask(image)
+    assert np.array_equal(image, before)
+
+
+def test_a_view_gives_the_mask_of_its_copy():
+    image = noise(7, 200, 260)[:, ::-1][3:190, 5:]
+    assert np.array_equal(rain_mask(image), rain_mask(image.copy()))
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize("height, width", [(31, 400), (400, 31), (1, 1)])
+def test_an_image_too_small_for_a_block_says_so(height, width):
+    with pytest.raises(ImageError, match=f"{width}x{height} pixels is too small: LDGP needs at least 32"):
+        rain_mask(np.zeros((height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize("patch_size", [31, 8, 0, -80])
+def test_a_patch_smaller_than_a_block_is_refused(patch_size):
+    with pytest.raises(ValueError, match="patch_size must be at least 32"):
+        rain_mask(noise(0, 100, 100), patch_size)
+
+
+@pytest.mark.parametrize("kernel_size", [0, -1])
+def test_a_line_without_pixels_is_refused(kernel_size):
+    with pytest.raises(ValueError, match="kernel_size must be at least 1"):
+        rain_mask(noise(0, 100, 100), kernel_size=kernel_size)
+
+
+def test_opencv_5_is_refused(monkeypatch):
+    monkeypatch.setattr(cv2, "__version__", "5.0.0")
+    with pytest.raises(ImageError, match=r"OpenCV 5\.0\.0 gives other masks; run: pip install 'opencv-python>=4\.8,<5'"):
+        rain_mask(noise(0, 100, 100))
+
+
+def test_one_image_too_small_does_not_stop_the_script(script, tmp_path):
+    write_png(tmp_path / "in/good.png", noise(0, 40, 50))
+    write_png(tmp_path / "in/small.png", noise(0, 20, 50))
+    done = script("ldgp.py", "--input_path", tmp_path / "in", "--save_path", tmp_path / "out", ok=False)
+    assert "small.png: 50x20 pixels is too small" in done.stderr and "Traceback" not in done.stderr
+    assert "2 images, 1 failed" in done.stdout.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]

@@ -1,0 +1,354 @@
+"""Measure a stage on this machine: seconds and their spread, growth with the photograph's size, memory.
+
+    python -m utils.benchmark sdr --data_path="./dataset/Rain100L"
+
+The tables are Markdown. A time is the median over the photographs, each measured --repeats times (the median again), with
+the quartiles over the photographs. Nothing is left behind: what is written goes to a temporary folder.
+"""
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ldgp import dominant_angle, rain_mask
+from sdr import Fusion, Sampler
+from utils import run
+from utils.image import PNG_FAST, ImageError, list_images, only, png_bytes, read_image, read_mask, uint8_to_tensor, write_png
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = (0.15, 0.6, 2.4, 9.6)  # megapixels; the first is about what Rain100L has
+LARGE = 12  # megapixels, a photograph as telephones take them; for memory
+THRESHOLD = 10  # of NSS: what is above it is filled
+
+
+# ---- shared by all stages
+
+
+def machine():
+    """What the figures depend on: date, processor, cores, load, versions; a few lines of text."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}, OpenCV {cv2.__version__}"
+    text = f"{time.strftime('%Y-%m-%d')}, {processor()}, {cores} cores{load}, {platform.system()} {platform.machine()}\n"
+    if not find_spec("torch"):
+        return text + versions
+    import torch
+
+    gpu = f"\n{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if torch.cuda.is_available() else ", no GPU"
+    return text + versions + f", torch {torch.__version__}" + gpu
+
+
+def processor():
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+@contextmanager
+def one_core():
+    """Keep this process to one core, where the system can, and OpenCV to one thread; say so if others used that core."""
+    threads, cores = cv2.getNumThreads(), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    cv2.setNumThreads(1)
+    if cores:
+        os.sched_setaffinity(0, {max(cores)})
+    began = time.process_time(), time.perf_counter()
+    try:
+        yield
+        share = (time.process_time() - began[0]) / (time.perf_counter() - began[1])
+        if share < 0.95:
+            print(f"\nOther programs were busy: this one had {share:.0%} of its core, so the times are too long.")
+    finally:
+        cv2.setNumThreads(threads)
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+def seconds(function, repeats, settle=lambda: None):
+    """The median time of a call. settle: waits for what the call has set going, on a GPU."""
+    taken = []
+    for _ in range(repeats):
+        settle()
+        began = time.perf_counter()
+        function()
+        settle()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def table(title, *columns):
+    """Print a title and the head of a Markdown table; return the function that prints a row, text to the left of numbers.
+
+    columns: (name, width) each; the widths and 3 more a column make at most 79.
+    """
+    assert sum(width + 3 for _, width in columns) < 80
+
+    def row(*cells):
+        text = [f"{cell:{'<' if at == 0 else '>'}{width}}" for at, (cell, (_, width)) in enumerate(zip(cells, columns))]
+        print(f"| {' | '.join(text)} |", flush=True)
+
+    print(f"\n{title}\n")
+    row(*(name for name, _ in columns))
+    row(*("-" * (width - (at > 0)) + ":" * (at > 0) for at, (_, width) in enumerate(columns)))
+    return row
+
+
+def spread(values):
+    """Cells of a table: the median of some seconds, and their quartiles."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return scaled(middle), f"{scaled(low)} to {scaled(high)}"
+
+
+def scaled(value):
+    """Seconds as text with a unit and three digits."""
+    scale, unit = (1, "s") if value >= 1 else (1e3, "ms") if value >= 1e-3 else (1e6, "us")
+    number = value * scale
+    return f"{number:.{max(0, 2 - int(math.log10(number)))}f} {unit}" if number > 0 else "0 s"
+
+
+def photographs(args):
+    """{stem: path} of the first --images photographs of the data set or, where it has none, of the demo set."""
+    folder = Path(args.data_path) / "input"
+    try:
+        files = list_images(folder)
+    except ImageError as error:
+        folder = ROOT / "dataset/Demo/input"
+        print(f"{error}\nMeasured on the demo set instead.")
+        files = list_images(folder)
+    chosen = {stem: only(paths) for stem, paths in list(files.items())[: args.images or None]}
+    print(f"{len(chosen)} photographs of {'/'.join(folder.parts[-3:])}, {args.repeats} times each")
+    return chosen
+
+
+def enlarge(array, megapixels):
+    """A photograph or mask of this size, 3 to 2: cut, or tiled with its mirror images, which keeps its share of rain."""
+    height = round(math.sqrt(megapixels * 1e6 / 1.5))
+    width = round(1.5 * height)
+    margins = [(0, max(0, height - array.shape[0])), (0, max(0, width - array.shape[1])), (0, 0)]
+    return np.ascontiguousarray(np.pad(array, margins[: array.ndim], mode="symmetric")[:height, :width])
+
+
+def growth(title, prepare, repeats):
+    """A table of time against size with the fitted exponent. prepare(megapixels) -> (function to time, share of rain)."""
+    row = table(title, ("megapixels", 12), ("seconds", 12), ("a megapixel", 14), ("rain", 8))
+    taken = []
+    for size in SIZES:
+        function, rain = prepare(size)
+        taken.append(seconds(function, repeats))
+        row(f"{size:.2f}", f"{taken[-1]:.3f}", scaled(taken[-1] / size), f"{rain:.1%}")
+    print(f"\nTime grows as the number of pixels to the power {np.polyfit(np.log(SIZES), np.log(taken), 1)[0]:.2f}.")
+
+
+# ---- ldgp
+
+
+def measure_ldgp(args):
+    paths = photographs(args)
+    with one_core():
+        steps = {
+            "read the file": lambda path, image: read_image(path),
+            "angle of an image in memory": lambda path, image: dominant_angle(image),
+            "mask of an image in memory, with its angle": lambda path, image: rain_mask(image),
+            "from the file to the mask": lambda path, image: rain_mask(read_image(path)),
+        }
+        row = table("LDGP, an image, one core", ("step", 42), ("median", 9), ("quartiles", 18))
+        for name, step in steps.items():
+            taken = []
+            for path in paths.values():
+                image = read_image(path)
+                taken.append(seconds(lambda: step(path, image), args.repeats))
+            row(name, *spread(taken))
+
+        stem, path = next(iter(paths.items()))
+        photograph = read_image(path)
+
+        def prepare(size):
+            image = enlarge(photograph, size)
+            return lambda: rain_mask(image), np.mean(rain_mask(image) > 0)
+
+        growth(f"LDGP against size, one core, photograph {stem} tiled", prepare, args.repeats)
+
+
+# ---- sdr
+
+
+def measure_sdr(args):
+    images = {stem: read_image(path) for stem, path in photographs(args).items()}
+    masks = {stem: rain_mask(image) for stem, image in images.items()}
+    filled = {stem: np.count_nonzero(mask > THRESHOLD) for stem, mask in masks.items()}
+    stem = sorted(images, key=lambda stem: filled[stem] / masks[stem].size)[len(images) // 2]
+    image, mask = images[stem], masks[stem]  # of middling rain, for what takes one photograph
+    print(f"{np.median([filled[stem] / masks[stem].size for stem in images]):.1%} of the pixels are filled (median)")
+
+    with one_core():
+        taken = {stem: seconds(lambda: sample(images[stem], masks[stem]), args.repeats) for stem in images}
+        row = table("NSS, 50 references in memory, one core", ("for", 42), ("median", 9), ("quartiles", 18))
+        row("a photograph", *spread(list(taken.values())))
+        row("a filled pixel", *spread([taken[stem] / max(1, filled[stem]) for stem in images]))
+        literal_rows(row, image, mask, taken[stem] / max(1, filled[stem]))
+        png_table(images, masks, args.repeats)
+
+        def prepare(size):
+            large, large_mask = enlarge(image, size), enlarge(mask, size)
+            return lambda: sample(large, large_mask), np.mean(large_mask > THRESHOLD)
+
+        growth(f"NSS against size, 50 references, one core, photograph {stem} tiled", prepare, args.repeats)
+    whole_script(images, masks)
+    memory_table(image, mask)
+    fresh_table(image, mask, args.repeats)
+
+
+def sample(image, mask, number=50):
+    """Draw all references, each let go of before the next."""
+    for _ in Sampler(image, mask).references(number):
+        pass
+
+
+def literal_rows(row, image, mask, fast):
+    """How much slower the literal version is, on a crop that it can manage. fast: seconds a filled pixel of the fast one."""
+    sys.path.append(str(ROOT / "tests"))
+    import literal
+
+    top, left = (max(0, (side - size) // 2) for side, size in zip(mask.shape, (64, 96)))
+    crop, crop_mask = (np.ascontiguousarray(array[top : top + 64, left : left + 96]) for array in (image, mask))
+    number = np.count_nonzero(crop_mask > THRESHOLD)
+    if not number:
+        return print("The middle of this photograph holds no rain: the literal version is left out.")
+    began = time.perf_counter()
+    expected = literal.references(crop, crop_mask)
+    slow = (time.perf_counter() - began) / number
+    same = np.array_equal(expected, list(Sampler(crop, crop_mask).references()))
+    row("a filled pixel, literal version, on a crop", scaled(slow), f"{slow / fast:.0f} times")
+    print(f"\nThe two give {'the same bytes' if same else 'DIFFERENT REFERENCES'} on the crop, {number} filled pixels.")
+
+
+def png_table(images, masks, repeats):
+    choices = {
+        "level 1": (cv2.IMWRITE_PNG_COMPRESSION, 1),
+        "OpenCV's default": (),
+        "runs only (RLE)": (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+        "Huffman codes only": (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
+    }
+    references = [next(Sampler(images[stem], masks[stem]).references(1)) for stem in images]
+    row = table("PNG of a reference, one core", ("compression", 31), ("median", 9), ("quartiles", 18), ("kB", 6))
+    for name, options in choices.items():
+        taken = [seconds(lambda: png_bytes(one, options), repeats) for one in references]
+        size = statistics.median(len(png_bytes(one, options)) for one in references)
+        row(name + ", as written" * (options == PNG_FAST), *spread(taken), f"{size / 1e3:.0f}")
+
+
+def whole_script(images, masks):
+    """sdr.py as a user runs it, over all photographs, on all cores."""
+    with tempfile.TemporaryDirectory() as folder:
+        for stem in images:
+            write_png(f"{folder}/input/{stem}.png", images[stem])
+            write_png(f"{folder}/ldgp/{stem}.png", masks[stem])
+        names = {"input_path": "input", "ldgp_path": "ldgp", "save_path": "sdr", "fuse_save_path": "sdr(fuse)"}
+        command = [sys.executable, ROOT / "sdr.py", *(f"--{flag}={folder}/{name}" for flag, name in names.items())]
+        began = time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        taken = time.perf_counter() - began
+    row = table("sdr.py as a whole, 50 references and their mean as files, all cores", ("over", 60), ("an image", 12))
+    row(f"{len(images)} photographs, the start of Python included", scaled(taken / len(images)))
+    last = (done.stdout.splitlines() or [f"exit code {done.returncode}"])[-1]
+    print(f"\nIts last line: {last.partition(', results in')[0]}")
+
+
+def memory_table(image, mask):
+    """Peak memory of a process that reads one large photograph and draws and fuses its references, keeping none."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, array in (("image", image), ("mask", mask)):
+            write_png(f"{folder}/{name}.png", enlarge(array, LARGE))
+        command = [sys.executable, "-c", "import sys, utils.benchmark as b; b.print_peaks(sys.argv[1])", folder]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        return print(f"\nPeak memory could not be measured: {(done.stderr.splitlines() or ['no message'])[-1]}")
+    row = table(f"Peak memory of a process of its own, {LARGE} megapixels, 50 references", ("after", 60), ("MB", 12))
+    for name, peak in json.loads(done.stdout).items():
+        row(name, f"{peak:.0f}")
+
+
+def print_peaks(folder):
+    peaks = {"the imports alone": peak_memory()}
+    image, mask = read_image(f"{folder}/image.png"), read_mask(f"{folder}/mask.png")
+    peaks["reading the photograph and its mask"] = peak_memory()
+    fusion = Fusion()
+    for reference in Sampler(image, mask).references():
+        fusion.add(reference)
+    fusion.mean()
+    peaks["all references, drawn and fused one by one"] = peak_memory()
+    print(json.dumps(peaks))
+
+
+def peak_memory():
+    """The most memory that this process has held, in MB.
+
+    Linux counts a parent's memory into ru_maxrss of a new process, and says VmHWM for the process alone.
+    """
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024 / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def fresh_table(image, mask, repeats):
+    """A reference drawn afresh, as sdrl_online.py does in every step, beside one training step on the same device."""
+    sampler, random = Sampler(image, mask), np.random.RandomState(0)
+    sampler.fresh(random)  # makes the tables
+    height, width = mask.shape
+    row = table(f"A fresh reference and a training step, {width}x{height}, all cores", ("what", 60), ("median", 12))
+    row("fresh reference, NumPy", scaled(seconds(lambda: sampler.fresh(random), 10 * repeats)))
+    try:
+        import torch
+
+        from models import build
+    except ImportError as error:
+        return print(f"\nNo rows for torch: {error}")
+    for device in ["cpu", *["cuda"] * torch.cuda.is_available()]:
+        settle = torch.cuda.synchronize if device == "cuda" else lambda: None
+        there, generator = sampler.to(device), torch.Generator(device).manual_seed(0)
+        model = build("Unet").to(device).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        rainy = uint8_to_tensor(image, device)
+        target = uint8_to_tensor(next(sampler.references(1)), device)
+
+        def step():
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(model(rainy), target).backward()
+            optimizer.step()
+
+        for name, function, times in (("fresh reference, torch", lambda: there.fresh(generator), 10 * repeats),
+                                      ("one training step, Unet", step, repeats)):
+            function()  # the first call pays for set-up
+            row(f"{name} on {device}", scaled(seconds(function, times, settle)))
+
+
+STAGES = {"ldgp": measure_ldgp, "sdr": measure_sdr}
+
+
+def main(args):
+    print(machine())
+    STAGES[args.stage](args)
+
+
+if __name__ == "__main__":
+    parser = run.Parser(__doc__)
+    parser.add_argument("stage", choices=list(STAGES), help="what to measure")
+    parser.add_argument("--data_path", default="./dataset/Rain100L", help="a data set with photographs in input/")
+    parser.add_argument("--images", type=run.number(int, 0), default=0, help="how many photographs; 0: all")
+    parser.add_argument("--repeats", type=run.number(int, 1), default=3, help="how often each is measured")
+    run.start(main, parser)

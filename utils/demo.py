@@ -1,0 +1,50 @@
+"""All three stages on the demo set, then a table of scores and a picture of every photograph before and after.
+
+    python -m utils.demo
+"""
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from utils import run
+from utils.figures import before_after, load_example
+from utils.image import list_images, write_png
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = "./dataset/Demo/"
+STAGES = [
+    ["ldgp.py", "--dataset=Demo"],
+    ["sdr.py", f"--input_path={FOLDER}input/", f"--ldgp_path={FOLDER}ldgp/", f"--save_path={FOLDER}sdr/",
+     f"--fuse_save_path={FOLDER}sdr(fuse)/"],
+    ["sdrl.py", f"--rainy_data_path={FOLDER}", f"--sdr_data_path={FOLDER}sdr/", f"--result_path={FOLDER}result/",
+     "--recipe=fast"],
+    ["-m", "utils.evaluate", f"--result_path={FOLDER}result/", f"--target_path={FOLDER}target/",
+     f"--input_path={FOLDER}input/"],
+]
+
+
+def show(command):
+    """A command as it is typed, with quotes where the shell wants them."""
+    return "$ python " + " ".join(f'"{part}"' if set(part) & set("() ") else part for part in command)
+
+
+def main(args):
+    began = time.perf_counter()
+    for stage in STAGES:
+        command = stage + ([f"--device={args.device}"] if "sdrl.py" in stage else [])
+        print(f"\n{show(command)}", flush=True)
+        code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+        if code:
+            return code
+    folder = ROOT / "dataset" / "Demo"
+    picture = folder / "before_after.png"
+    write_png(picture, before_after([load_example(folder, stem) for stem in list_images(folder / "input")]))
+    print(f"\nutils.demo: done in {time.perf_counter() - began:.0f} s; before and after side by side in {picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    parser = run.Parser(__doc__)
+    parser.add_argument("--device", default="auto", help="of sdrl.py: cpu, cuda, ...; auto: a GPU if there is one")
+    run.start(main, parser)
