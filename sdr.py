@@ -372,7 +372,7 @@ def add_nss_flags(parser):
     parser.add_argument("--sdr_num", type=run.number(int, 1), default=50, help="references an image")
     parser.add_argument("--K", type=run.number(int, 1), default=7, help="pixels a side of the window that gives candidates")
     parser.add_argument("--k", type=run.number(int, 1, odd=True), default=3, help="pixels a side of the window compared")
-    parser.add_argument("--pow", type=run.number(float, 0), default=0.5, help="exponent of the distance, the paper's eta")
+    parser.add_argument("--pow", type=run.number(float, 0, 4), default=0.5, help="exponent of the distance, the paper's eta")
     parser.add_argument("--threshold", type=run.number(int, 0, 255), default=10, help="pixels with a mask above it are filled")
 
 
@@ -382,8 +382,8 @@ def nss_options(args):
 
 
 def main(args):
-    inputs, masks = list_images(args.input_path), list_images(args.ldgp_path)
     hint = f'run ldgp.py first: python ldgp.py --input_path="{args.input_path}" --save_path="{args.ldgp_path}"'
+    inputs, masks = list_images(args.input_path), list_images(args.ldgp_path, hint)
     pool = ThreadPoolExecutor()
 
     def work(path, bar):
@@ -397,7 +397,7 @@ def main(args):
         write_png(Path(args.fuse_save_path) / f"{path.stem}.png", fused)
         bar.set_postfix_str(f"filled {np.mean(mask > args.threshold):.0%}", refresh=False)
 
-    return run.each_image(inputs, work, f"{args.save_path} and {args.fuse_save_path}")
+    return run.each_image(inputs, work, args.save_path, args.fuse_save_path)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import build
 from utils import run
+from utils.inference import infer, mixed_precision, model_device
 from utils.image import (ImageError, check_size, list_images, only, read_image, tensor_to_uint8, uint8_to_tensor,
                          write_like)
 
@@ -21,12 +22,10 @@ from utils.image import (ImageError, check_size, list_images, only, read_image, 
 RECIPES = {
     "paper": {"epoch": 100, "steps": 0, "lr": 1e-3, "identity": False, "average": 0.0, "crop_size": 0, "target": "sampled",
               "weigh": False, "fuse": False, "white": False, "one_pass": False},
-    "fast": {"epoch": 100, "steps": 450, "lr": 1e-3, "identity": True, "average": 0.98, "crop_size": 64, "target": "mean",
+    "fast": {"epoch": 100, "steps": 600, "lr": 1e-3, "identity": True, "average": 0.98, "crop_size": 64, "target": "mean",
              "weigh": True, "fuse": True, "white": True, "one_pass": True},
 }
 DOUBT = 10  # grey levels (0 to 255): the spread of a pixel's references at which its certainty is one half
-TILE_GUARD = 64  # pixels along a tile's cut sides that are not used: beyond the reach of the Unet's convolutions
-TILE_FADE = 64  # pixels over which a tile fades into the next
 
 
 def fresh_model(backbone, seed, device, identity=False):
@@ -34,10 +33,6 @@ def fresh_model(backbone, seed, device, identity=False):
     torch.manual_seed(seed)
     model = build(backbone, residual=identity).to(device)
     return model.to(memory_format=torch.channels_last) if model_device(model).type == "cuda" else model
-
-
-def model_device(model):
-    return next(model.parameters()).device
 
 
 def derain(model, rainy, references, epoch=100, steps=0, target="sampled", **options):
@@ -111,7 +106,7 @@ def white_rain(derained, rainy):
 
 
 def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, belief=None, weigh=False, fuse=False,
-          white=False, one_pass=False, tile_size=1024, amp=False, seed=3, report=None):
+          white=False, one_pass=False, tile_size=1024, amp=False, seed=3, report=None, snapshots=None):
     """The learning of SDRL with references from anywhere: `steps` times Adam on mean((f(x) - y)^2).
 
     reference_at: a function step -> (1, 3, H, W) float RGB tensor in [0, 1] on the model's device. average: 0 for the
@@ -120,7 +115,7 @@ def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, 
     of that many pixels a side (0: the whole image), drawn with `seed`. belief: what all references say; weigh: multiply the
     squared error by its certainty; fuse: see `fuse_by_certainty`. white: see `white_rain`. one_pass: let Adam update
     in one pass over the memory, with other roundings. tile_size: the largest side that is derained at once. amp: mixed precision. report: called with each step's loss, a tensor still on the device.
-    Returns (H, W, 3) uint8 BGR.
+    snapshots: a dict {steps: None} whose values become the derained images after so many steps. Returns (H, W, 3) uint8 BGR.
     """
     device = model_device(model)
     x = uint8_to_tensor(rainy, device)
@@ -130,6 +125,13 @@ def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, 
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=one_pass or None)
     autocast, scaler = mixed_precision(device, amp)
     mean = _Mean(model, average, whole=crop.whole)
+
+    def result():
+        output = mean.result() if mean.output is not None else infer(mean.network() or model, rainy, tile_size, amp).to(device)
+        if fuse:
+            output = fuse_by_certainty(output, belief)
+        return tensor_to_uint8(white_rain(output, x) if white else output)
+
     model.train()
     for step in range(steps):
         window = crop.next()
@@ -145,10 +147,10 @@ def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, 
         mean.add(output.detach())
         if report:
             report(loss.detach())
-    result = mean.result() if mean.output is not None else infer(mean.network() or model, rainy, tile_size, amp).to(device)
-    if fuse:
-        result = fuse_by_certainty(result, belief)
-    return tensor_to_uint8(white_rain(result, x) if white else result)
+        if snapshots and step + 1 in snapshots:
+            snapshots[step + 1] = result()
+            model.train()
+    return result()
 
 
 class _Crop:
@@ -192,68 +194,12 @@ class _Mean:
         return None if self.model is None else self.model.module
 
 
-def mixed_precision(device, enabled):
-    """(a context manager to run the network in, a gradient scaler); both do nothing where not enabled."""
-    half = torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
-    scaler = torch.amp.GradScaler(device.type, enabled=enabled and half is torch.float16)
-    return lambda: torch.autocast(device.type, dtype=half, enabled=enabled), scaler
-
-
-@torch.inference_mode()
-def infer(model, rainy, tile_size=1024, amp=False):
-    """The network's output in evaluation mode for a whole image, in tiles that overlap and fade into each other.
-
-    rainy: (H, W, 3) uint8 BGR. An image with both sides up to tile_size is one tile. Returns (1, 3, H, W) float32 RGB, not
-    clipped, on the model's device or, where there are tiles, on the CPU.
-    """
-    model.eval()
-    device = model_device(model)
-    autocast, _ = mixed_precision(device, amp)
-    height, width = rainy.shape[:2]
-    tops, lefts = (_tile_starts(side, tile_size) for side in (height, width))
-
-    def output(window):
-        with autocast():
-            return model(uint8_to_tensor(rainy[window], device)).float()
-
-    if len(tops) == len(lefts) == 1:
-        return output(...)
-    total, weights = torch.zeros(1, 3, height, width), torch.zeros(height, width)
-    for top in tops:
-        for left in lefts:
-            window = slice(top, top + tile_size), slice(left, left + tile_size)
-            tile = output(window).cpu()
-            weight = torch.outer(_fade(top, tile.shape[2], height), _fade(left, tile.shape[3], width))
-            total[(..., *window)] += tile * weight
-            weights[window] += weight
-    return total / weights
-
-
-def _tile_starts(side, tile_size):
-    """Where tiles begin along a side: multiples of 32, so that every backbone's grid is the untiled one's."""
-    if side <= tile_size:
-        return [0]
-    last = -(-(side - tile_size) // 32) * 32
-    stride = max(32, (tile_size - 2 * TILE_GUARD - TILE_FADE) // 32 * 32)
-    return [*range(0, last, stride), last]
-
-
-def _fade(first, length, side):
-    """Weights (length,) of a tile along a side: 1, but towards a cut falling to next to nothing before the guard."""
-    position = torch.arange(length)
-    before = position if first > 0 else torch.full_like(position, side)
-    after = position.flip(0) if first + length < side else torch.full_like(position, side)
-    return ((torch.minimum(before, after) - TILE_GUARD + 0.5) / TILE_FADE).clamp(1e-6, 1)
-
-
 def read_references(folder, rainy, image_path, hint):
     """The SDRs of one image, (N, H, W, 3) uint8 BGR, in string order of their file names as in the paper's protocol.
 
     Raises ImageError where there are none (with `hint` on how to make them) or one is of another size.
     """
-    if not folder.is_dir():
-        raise ImageError(f"{image_path}: no references in {folder}; {hint}")
-    paths = [only(paths) for _, paths in sorted(list_images(folder).items())]
+    paths = [only(paths) for _, paths in sorted(list_images(folder, hint).items())]
     references = np.empty((len(paths), *rainy.shape), np.uint8)
     for place, path in enumerate(paths):
         reference = read_image(path)

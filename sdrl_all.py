@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sdrl import fresh_model, infer, mixed_precision
+from sdrl import fresh_model
 from utils import run
+from utils.inference import infer, mixed_precision
 from utils.image import ImageError, check_size, list_images, only, read_image, tensor_to_uint8, write_bytes, write_like
 
 CHECKPOINT = "model.pkl"  # what test_all.py reads

@@ -9,9 +9,10 @@ import torch
 
 from ldgp import rain_mask
 from sdr import Sampler, add_nss_flags, nss_options
-from sdrl import add_flags, believe, fresh_model, learn, model_device, needs_belief, recipe_options
+from sdrl import add_flags, believe, fresh_model, learn, needs_belief, recipe_options
 from utils import run
-from utils.image import check_size, list_images, only, read_image, read_mask, uint8_to_tensor, write_like, write_png
+from utils.inference import model_device
+from utils.image import ImageError, check_size, list_images, only, read_image, read_mask, uint8_to_tensor, write_like, write_png
 
 
 def derain_online(model, rainy, mask, epoch=100, steps=0, sdr_num=50, nss=None, seed=3, target="sampled",
@@ -40,7 +41,8 @@ def main(args):
     folder, result = Path(args.rainy_data_path), Path(args.result_path)
     masks_path = Path(args.ldgp_path) if args.ldgp_path else folder / "ldgp"
     images = list_images(folder / "input")
-    masks = list_images(masks_path) if masks_path.is_dir() and any(masks_path.iterdir()) else {}
+    masks = list_images(masks_path, optional=True)
+    run.check_results(images, masks_path)
 
     def work(path, bar):
         rainy = read_image(path)
@@ -49,7 +51,10 @@ def main(args):
             mask = read_mask(mask_path)
             check_size(mask, mask_path, rainy, path)
         else:
-            mask = rain_mask(rainy)
+            try:
+                mask = rain_mask(rainy)
+            except ImageError as error:
+                raise ImageError(f"{path}: {error}") from None
             write_png(masks_path / f"{path.stem}.png", mask)
         model = fresh_model(args.backbone, args.seed, device, identity)
         bar.reset(options["steps"] or options["epoch"] * args.sdr_num)

@@ -6,9 +6,9 @@
 from pathlib import Path
 
 from models import BACKBONES, build
-from sdrl import infer
 from sdrl_all import load
 from utils import run
+from utils.inference import infer
 from utils.image import ImageError, list_images, read_image, tensor_to_uint8, write_like
 
 

@@ -337,7 +337,13 @@ def fresh_table(image, mask, repeats):
             row(f"{name} on {device}", scaled(seconds(function, times, settle)))
 
 
-STAGES = {"ldgp": measure_ldgp, "sdr": measure_sdr}
+def measure_learning(args):
+    from utils.benchmark_sdrl import measure_sdrl  # here, so that the other stages do not wait for torch
+
+    measure_sdrl(args, table)
+
+
+STAGES = {"ldgp": measure_ldgp, "sdr": measure_sdr, "sdrl": measure_learning}
 
 
 def main(args):
@@ -351,4 +357,12 @@ if __name__ == "__main__":
     parser.add_argument("--data_path", default="./dataset/Rain100L", help="a data set with photographs in input/")
     parser.add_argument("--images", type=run.number(int, 0), default=0, help="how many photographs; 0: all")
     parser.add_argument("--repeats", type=run.number(int, 1), default=3, help="how often each is measured")
+    learning = parser.add_argument_group("sdrl only")
+    learning.add_argument("--recipe", nargs="+", default=["paper", "fast"], choices=["paper", "fast", "online"],
+                          help="what is run on each photograph; online: the fast recipe of sdrl_online.py")
+    learning.add_argument("--every", type=run.number(int, 1), default=1, help="take every so many-th photograph")
+    learning.add_argument("--size", help="width x height of the middle that is used, as in 240x160 (default: all)")
+    learning.add_argument("--steps", type=run.number(int, 0), default=0, help="stop after; 0: as many as the recipe asks for")
+    learning.add_argument("--backbone", default="Unet", help="network to train")
+    learning.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if there is one")
     run.start(main, parser)

@@ -199,7 +199,7 @@ def write_like(path, image, source):
 
 
 def uint8_to_tensor(image, device=None):
-    """(H, W, 3) BGR in [0, 255], a NumPy array of uint8 or float or a tensor, to a float32 tensor (1, 3, H, W), RGB, in [0, 1]."""
+    """(H, W, 3) BGR in [0, 255], an array of uint8 or float or a tensor, to a float32 tensor (1, 3, H, W), RGB, in [0, 1]."""
     import torch  # here, so that the stages that learn nothing do not wait for it
 
     tensor = torch.as_tensor(image).to(device)

@@ -121,7 +121,10 @@ def reason(path, error):
 
 
 def device(name):
-    """The torch device of a --device flag: auto is a GPU if there is one. Raises ImageError for one that is not there."""
+    """The torch device of a --device flag: auto is a GPU if there is one. Raises ImageError for one that is not there.
+
+    On a GPU, torch is told to choose only algorithms that give the same bytes every time, where it has them.
+    """
     import torch
 
     if name == "auto":
@@ -133,6 +136,8 @@ def device(name):
         torch.zeros(1, device=chosen).tolist()
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
     except (RuntimeError, AssertionError) as error:
         text = str(error).strip().splitlines()[0]
         raise ImageError(f"--device {name} cannot be used here ({text}); use --device cpu") from None

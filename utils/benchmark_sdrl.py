@@ -1,0 +1,77 @@
+"""The learning's part of the benchmark: PSNR against steps and seconds of the recipes, side by side on the same images.
+
+    python -m utils.benchmark sdrl --data_path="./dataset/Rain100L" --every=4 --recipe fast online
+"""
+import time
+
+import numpy as np
+import torch
+
+from ldgp import rain_mask
+from sdr import fuse, sample_references
+from sdrl import RECIPES, derain, fresh_model
+from sdrl_online import derain_online
+from utils import run
+from utils.image import companion, list_images, only, read_image
+from utils.metrics import psnr
+
+PAPER_STEPS = (250, 500, 1000, 2000, 5000)  # at which the paper's recipe is looked at
+FAST_STEPS = (150, 300, 450)
+
+
+def middle(size, *arrays):
+    """The middle of arrays (..., H, W, C), of `size` (width, height), turned if the arrays are upright; None: all of them."""
+    if size is None:
+        return arrays
+    height, width = arrays[0].shape[:2]
+    wide, high = size if width >= height else size[::-1]
+    top, left = max(height - high, 0) // 2, max(width - wide, 0) // 2
+    return [array[..., top : top + high, left : left + wide, :] for array in arrays]
+
+
+def learn_once(recipe, backbone, device, rainy, mask, references, steps):
+    """Run a recipe; returns ({steps: derained image}, seconds a step)."""
+    options = dict(RECIPES["paper" if recipe == "paper" else "fast"])
+    total = steps or options["steps"] or options["epoch"] * len(references)
+    model = fresh_model(backbone, 3, device, options.pop("identity"))
+    looks = {at: None for at in (PAPER_STEPS if recipe == "paper" else FAST_STEPS) if at < total}
+    ticks = []
+    options.update(steps=total, snapshots=looks, report=lambda loss: ticks.append(time.perf_counter()))
+    if recipe == "online":
+        result = derain_online(model, rainy, mask, **options)
+    else:
+        result = derain(model, rainy, references, **options)
+    # the median leaves out what looking at intermediate results takes
+    return {**looks, total: result}, float(np.median(np.diff(ticks)))
+
+
+def measure_sdrl(args, table):
+    """Rows of every image and recipe, and their means. table: as in utils.benchmark."""
+    device = run.device(args.device)
+    size = tuple(map(int, args.size.split("x"))) if args.size else None
+    targets = list_images(f"{args.data_path}/target")
+    paths = [only(paths) for paths in list_images(f"{args.data_path}/input").values()][args.every - 1 :: args.every]
+    chosen = paths[: args.images] if args.images else paths
+    row = table(f"SDRL, {args.backbone}, {args.size or 'whole images'}, {device}, {torch.get_num_threads()} threads, RGB PSNR",
+                ("image", 12), ("recipe", 9), ("steps", 6), ("seconds", 8), ("PSNR", 7), ("rainy", 7), ("fused", 7))
+    sums = {}
+    for path in chosen:
+        whole, clean = read_image(path), read_image(companion(targets, path, "target", "no target, no score"))
+        mask = rain_mask(whole)
+        stored = sample_references(whole, mask)
+        rainy, target, references, mask = middle(size, whole, clean, stored, mask[..., None])
+        rainy, references, mask = np.ascontiguousarray(rainy), np.ascontiguousarray(references), np.ascontiguousarray(mask[..., 0])
+        before, fused = psnr(rainy, target), psnr(fuse(references), target)
+        for recipe in args.recipe:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            results, pace = learn_once(recipe, args.backbone, device, rainy, mask, references, args.steps)
+            for steps, image in results.items():
+                score = psnr(image, target)
+                row(path.stem, recipe, steps, f"{pace * steps:.1f}", f"{score:.3f}", f"{before:.3f}", f"{fused:.3f}")
+                sums.setdefault((recipe, steps), []).append((pace * steps, score, before, fused))
+            if device.type == "cuda":
+                print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+    for (recipe, steps), values in sums.items():
+        mean = np.mean(values, axis=0)
+        row(f"mean of {len(values)}", recipe, steps, f"{mean[0]:.1f}", *(f"{value:.3f}" for value in mean[1:]))
