@@ -343,6 +343,14 @@ def measure_learning(args):
     measure_sdrl(args, table)
 
 
+def size(text):
+    """An argparse type: 240x160 as (240, 160)."""
+    width, height = map(int, text.lower().split("x"))
+    if min(width, height) < 1:
+        raise ValueError(text)
+    return width, height
+
+
 STAGES = {"ldgp": measure_ldgp, "sdr": measure_sdr, "sdrl": measure_learning}
 
 
@@ -361,8 +369,8 @@ if __name__ == "__main__":
     learning.add_argument("--recipe", nargs="+", default=["paper", "fast"], choices=["paper", "fast", "online"],
                           help="what is run on each photograph; online: the fast recipe of sdrl_online.py")
     learning.add_argument("--every", type=run.number(int, 1), default=1, help="take every so many-th photograph")
-    learning.add_argument("--size", help="width x height of the middle that is used, as in 240x160 (default: all)")
+    learning.add_argument("--size", type=size, help="width x height of the middle that is used, as in 240x160 (default: all)")
     learning.add_argument("--steps", type=run.number(int, 0), default=0, help="stop after; 0: as many as the recipe asks for")
-    learning.add_argument("--backbone", default="Unet", help="network to train")
+    learning.add_argument("--backbone", default="Unet", help="network to train: Unet, ResNet, DnCNN, Restormer, DRSFormer")
     learning.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if there is one")
     run.start(main, parser)

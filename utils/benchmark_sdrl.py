@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from ldgp import rain_mask
+from models import BACKBONES
 from sdr import fuse, sample_references
 from sdrl import RECIPES, derain, fresh_model
 from sdrl_online import derain_online
 from utils import run
-from utils.image import companion, list_images, only, read_image
+from utils.image import ImageError, companion, list_images, only, read_image
 from utils.metrics import psnr
 
 PAPER_STEPS = (250, 500, 1000, 2000, 5000)  # at which the paper's recipe is looked at
@@ -48,18 +49,19 @@ def learn_once(recipe, backbone, device, rainy, mask, references, steps):
 def measure_sdrl(args, table):
     """Rows of every image and recipe, and their means. table: as in utils.benchmark."""
     device = run.device(args.device)
-    size = tuple(map(int, args.size.split("x"))) if args.size else None
+    if args.backbone not in BACKBONES:
+        raise ImageError(f"--backbone {args.backbone}: not one of {', '.join(BACKBONES)}")
     targets = list_images(f"{args.data_path}/target")
     paths = [only(paths) for paths in list_images(f"{args.data_path}/input").values()][args.every - 1 :: args.every]
     chosen = paths[: args.images] if args.images else paths
-    row = table(f"SDRL, {args.backbone}, {args.size or 'whole images'}, {device}, {torch.get_num_threads()} threads, RGB PSNR",
+    row = table(f"SDRL, {args.backbone}, {'{}x{}'.format(*args.size) if args.size else 'whole images'}, {device}, {torch.get_num_threads()} threads, RGB PSNR",
                 ("image", 12), ("recipe", 9), ("steps", 6), ("seconds", 8), ("PSNR", 7), ("rainy", 7), ("fused", 7))
     sums = {}
     for path in chosen:
         whole, clean = read_image(path), read_image(companion(targets, path, "target", "no target, no score"))
         mask = rain_mask(whole)
         stored = sample_references(whole, mask)
-        rainy, target, references, mask = middle(size, whole, clean, stored, mask[..., None])
+        rainy, target, references, mask = middle(args.size, whole, clean, stored, mask[..., None])
         rainy, references, mask = np.ascontiguousarray(rainy), np.ascontiguousarray(references), np.ascontiguousarray(mask[..., 0])
         before, fused = psnr(rainy, target), psnr(fuse(references), target)
         for recipe in args.recipe:

@@ -16,9 +16,7 @@ class Parser(argparse.ArgumentParser):
     """A parser made from a script's docstring: it shows every default and answers a mistake with one line."""
 
     def __init__(self, description):
-        super().__init__(
-            description=description, formatter_class=HelpFormatter, allow_abbrev=False
-        )
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
