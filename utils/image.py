@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
 # Options of `write_png` for files that are many and soon read again. By measurement on references of 480x320, this is half
-# the time of compression level 1 for files 8% larger (`python -m utils.benchmark sdr` prints the table).
+# the time of compression level 1 for files 14% larger (`python -m utils.benchmark sdr` prints the table).
 PNG_FAST = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
 
 # What turns a photograph upright, by its EXIF orientation.
