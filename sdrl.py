@@ -239,6 +239,8 @@ def add_flags(parser):
 def recipe_options(args):
     """(start at the identity?, the options of `derain`) of parsed flags: what was given, else what the recipe says."""
     chosen = {name: getattr(args, name, value) for name, value in RECIPES[args.recipe].items()}
+    if hasattr(args, "epoch") and not hasattr(args, "steps"):
+        chosen["steps"] = 0  # who asks for epochs gets them, whatever the recipe counts in
     return chosen.pop("identity"), {**chosen, "tile_size": args.tile_size, "amp": args.amp, "seed": args.seed}
 
 

@@ -7,7 +7,7 @@ import sdrl
 import sdrl_online
 from models import BACKBONES, build
 from sdr import Sampler
-from utils import inference
+from utils import inference, run
 from utils.image import tensor_to_uint8, uint8_to_tensor, write_png
 
 
@@ -71,6 +71,16 @@ def test_the_recipe_of_the_paper_is_the_default():
     assert all(recipe.keys() == paper.keys() for recipe in sdrl.RECIPES.values())
 
 
+@pytest.mark.parametrize("given, steps, lr", [
+    ("", 0, 1e-3), ("--recipe fast", 600, 1e-3), ("--recipe fast --steps 7", 7, 1e-3), ("--recipe fast --lr 0.5", 600, 0.5),
+    ("--recipe fast --epoch 2", 0, 1e-3), ("--recipe fast --epoch 2 --steps 9", 9, 1e-3), ("--steps 9", 9, 1e-3)])
+def test_a_given_flag_wins_over_the_recipe(given, steps, lr):
+    args = sdrl.add_flags(run.Parser("")).parse_args(given.split())
+    identity, options = sdrl.recipe_options(args)
+    assert identity == ("fast" in given)
+    assert (options["steps"], options["lr"]) == (steps, lr)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_starts_at_the_identity(backbone):
     """Before the first step of the fast recipe the network gives back its input."""
@@ -86,9 +96,9 @@ def test_every_backbone_starts_at_the_identity(backbone):
 def test_same_seed_same_bytes_and_another_seed_others():
     rainy = smooth(32, 32)
     references = references_of(rainy)
-    run = lambda seed: sdrl.derain(sdrl.fresh_model("Unet", seed, "cpu"), rainy, references, steps=3, seed=seed, crop_size=24)
-    assert np.array_equal(run(3), run(3))
-    assert not np.array_equal(run(3), run(4))
+    learn = lambda seed: sdrl.derain(sdrl.fresh_model("Unet", seed, "cpu"), rainy, references, steps=3, seed=seed, crop_size=24)
+    assert np.array_equal(learn(3), learn(3))
+    assert not np.array_equal(learn(3), learn(4))
 
 
 def test_average_of_outputs():
@@ -108,8 +118,8 @@ def test_average_of_outputs():
 def test_average_of_weights_where_crops_are_seen():
     rainy = smooth(40, 40)
     references = references_of(rainy)
-    run = lambda average: sdrl.derain(sdrl.fresh_model("DnCNN", 3, "cpu", True), rainy, references, steps=6, crop_size=16, average=average)
-    assert not np.array_equal(run(0.9), run(0.0))
+    learn = lambda average: sdrl.derain(sdrl.fresh_model("DnCNN", 3, "cpu", True), rainy, references, steps=6, crop_size=16, average=average)
+    assert not np.array_equal(learn(0.9), learn(0.0))
 
 
 def test_mean_and_variance_of_references():
@@ -205,8 +215,8 @@ def test_online_learns_from_the_expectation_or_from_fresh_references():
     rainy = smooth(40, 40)
     mask = np.zeros((40, 40), np.uint8)
     mask[::3, 5:30] = 255
-    run = lambda **options: sdrl_online.derain_online(sdrl.fresh_model("Unet", 3, "cpu", True), rainy, mask, steps=3, **options)
-    sampled, again, mean = run(), run(), run(target="mean", weigh=True, fuse=True, white=True)
+    learn = lambda **options: sdrl_online.derain_online(sdrl.fresh_model("Unet", 3, "cpu", True), rainy, mask, steps=3, **options)
+    sampled, again, mean = learn(), learn(), learn(target="mean", weigh=True, fuse=True, white=True)
     assert np.array_equal(sampled, again) and not np.array_equal(sampled, mean)
     assert (mean <= rainy).all()
 
