@@ -54,7 +54,9 @@ def start(main, parser):
     """Parse, run `main(args)` and leave with its exit code; an error of files or folders becomes one line and exit code 1."""
     args = parser.parse_args()
     try:
-        sys.exit(main(args))
+        code = main(args)
+        leave_ranks()  # not earlier: some versions of torch hang where a DistributedDataParallel outlives its group
+        sys.exit(code)
     except (ImageError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
     except KeyboardInterrupt:
@@ -200,12 +202,20 @@ def ranks():
     return dist.get_rank(), dist.get_world_size()
 
 
+def leave_ranks():
+    """Leave the process group of torchrun, if there is one."""
+    if "RANK" in os.environ:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
 def _sum_over_ranks(*values):
     import torch
     import torch.distributed as dist
 
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
-    dist.destroy_process_group()
     done, failed, seconds = total.tolist()
     return int(done), int(failed), seconds
