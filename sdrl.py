@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import build
 from utils import run
-from utils.inference import infer, mixed_precision, model_device
+from utils.inference import compiled, infer, mixed_precision, model_device
 from utils.image import (ImageError, check_size, list_images, only, read_image, tensor_to_uint8, uint8_to_tensor,
                          write_like)
 
@@ -106,7 +106,7 @@ def white_rain(derained, rainy):
 
 
 def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, belief=None, weigh=False, fuse=False,
-          white=False, one_pass=False, tile_size=1024, amp=False, seed=3, report=None, snapshots=None):
+          white=False, one_pass=False, tile_size=1024, amp=False, compile=False, seed=3, report=None, snapshots=None):
     """The learning of SDRL with references from anywhere: `steps` times Adam on mean((f(x) - y)^2).
 
     reference_at: a function step -> (1, 3, H, W) float RGB tensor in [0, 1] on the model's device. average: 0 for the
@@ -114,7 +114,8 @@ def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, 
     outputs that the training itself produced, or of the weights where it sees crops. crop_size: train on random squares
     of that many pixels a side (0: the whole image), drawn with `seed`. belief: what all references say; weigh: multiply the
     squared error by its certainty; fuse: see `fuse_by_certainty`. white: see `white_rain`. one_pass: let Adam update
-    in one pass over the memory, with other roundings. tile_size: the largest side that is derained at once. amp: mixed precision. report: called with each step's loss, a tensor still on the device.
+    in one pass over the memory, with other roundings. tile_size: the largest side that is derained at once. amp: mixed
+    precision. compile: see `utils.inference.compiled`. report: called with each step's loss, a tensor still on the device.
     snapshots: a dict {steps: None} whose values become the derained images after so many steps. Returns (H, W, 3) uint8 BGR.
     """
     device = model_device(model)
@@ -133,12 +134,14 @@ def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, 
         return tensor_to_uint8(white_rain(output, x) if white else output)
 
     model.train()
+    with autocast():
+        network = compiled(model, x[crop.first()]) if compile else model
     for step in range(steps):
         window = crop.next()
         target = reference_at(step)[window]
         optimizer.zero_grad(set_to_none=True)
         with autocast():
-            output = model(x[window])
+            output = network(x[window])
         error = F.mse_loss(output.float(), target, reduction="none" if weigh else "mean")
         loss = (error * belief.certainty[window]).mean() if weigh else error
         scaler.scale(loss).backward()
@@ -161,6 +164,9 @@ class _Crop:
         self.size = size or max(shape[2:])
         self.whole = self.size >= max(self.height, self.width)
         self.random = np.random.default_rng(seed)
+
+    def first(self):
+        return ..., slice(self.size), slice(self.size)
 
     def next(self):
         if self.whole:
@@ -216,6 +222,7 @@ def add_flags(parser):
     parser.add_argument("--result_path", default=folder + "result/", help="where the derained photographs go")
     run.add_learning_flags(parser)
     parser.add_argument("--recipe", default="paper", choices=list(RECIPES), help="what the flags below start from")
+    parser.add_argument("--compile", action="store_true", help="let torch compile the network first, which takes a minute")
 
     def add(name, meaning, **options):
         defaults = ", ".join(f"{recipe}: {values[name]}" for recipe, values in RECIPES.items())
@@ -241,7 +248,8 @@ def recipe_options(args):
     chosen = {name: getattr(args, name, value) for name, value in RECIPES[args.recipe].items()}
     if hasattr(args, "epoch") and not hasattr(args, "steps"):
         chosen["steps"] = 0  # who asks for epochs gets them, whatever the recipe counts in
-    return chosen.pop("identity"), {**chosen, "tile_size": args.tile_size, "amp": args.amp, "seed": args.seed}
+    running = {name: getattr(args, name) for name in ("tile_size", "amp", "compile", "seed")}
+    return chosen.pop("identity"), {**chosen, **running}
 
 
 def main(args):

@@ -101,6 +101,45 @@ def test_same_seed_same_bytes_and_another_seed_others():
     assert not np.array_equal(learn(3), learn(4))
 
 
+class Tiny(torch.nn.Module):
+    """A network that is compiled in seconds."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+                                          torch.nn.Conv2d(4, 3, 3, padding=1))
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+def test_a_compiled_network_learns_the_same(capsys):
+    """And the trial that compiles it leaves no trace: neither in the weights nor in the statistics of the batch norms."""
+    rainy = smooth(32, 40)
+    references = references_of(rainy)
+    results = [sdrl.derain(Tiny(), rainy, references, steps=30, crop_size=16, compile=way) for way in (False, True)]
+    if "not possible here" in capsys.readouterr().err:
+        pytest.skip("torch cannot compile anything on this machine")
+    assert psnr(results[0], rainy) < 50
+    assert psnr(*results) > 60
+
+
+def test_what_cannot_be_compiled_goes_on_without(monkeypatch, capsys):
+    def refuse(model, **options):
+        def call(x):
+            model(x)  # after this the statistics of the batch norms have moved
+            raise RuntimeError("no compiler\nin sight")
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    rainy = smooth(32, 40)
+    references = references_of(rainy)
+    plain, fallen = (sdrl.derain(Tiny(), rainy, references, steps=5, compile=way) for way in (False, True))
+    assert np.array_equal(plain, fallen)
+    assert capsys.readouterr().err == "--compile: not possible here, going on without (RuntimeError: no compiler)\n"
+
+
 def test_average_of_outputs():
     """The mean is that of the outputs of training, weighted by powers of the decay."""
     rainy = smooth(32, 32)
