@@ -168,6 +168,12 @@ def test_mean_and_variance_of_references():
     assert variance == pytest.approx(references.astype(float).var(axis=0), rel=1e-3, abs=0.02)
 
 
+def test_certainties_online_are_those_of_stored_references():
+    """The published draws are 50 numbers that vary less than uniform ones do."""
+    draws = np.random.RandomState(0).random_sample(50)
+    assert abs(draws.var() * 12 - sdrl_online.SHARE) < 0.001
+
+
 def test_sampler_variance_is_that_of_many_draws():
     image, mask = noise(12, 14, 3), np.where(noise(12, 14, seed=5) < 90, 255, 0).astype(np.uint8)
     sampler = Sampler(image, mask)
