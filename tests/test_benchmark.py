@@ -17,6 +17,8 @@ def test_sdrl_compares_the_recipes_on_the_same_images(script, tmp_path):
     assert len({row[4] for row in measured}) > 1  # not the same result thrice
     assert len({(row[5], row[6]) for row in measured}) == 1  # but of the same image
     assert sum(row[0].startswith("mean of 1") for row in rows) == 3
+    rates = [line for line in done.stdout.splitlines() if line.endswith("of a large matrix product's rate")]
+    assert [line.split(":")[0] for line in rates] == ["paper", "fast", "online"]
 
 
 def test_unknown_backbone_and_size_are_one_line(script):

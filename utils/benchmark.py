@@ -373,4 +373,6 @@ if __name__ == "__main__":
     learning.add_argument("--steps", type=run.number(int, 0), default=0, help="stop after; 0: as many as the recipe asks for")
     learning.add_argument("--backbone", default="Unet", help="network to train: Unet, ResNet, DnCNN, Restormer, DRSFormer")
     learning.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if there is one")
+    learning.add_argument("--amp", action="store_true", help="mixed precision")
+    learning.add_argument("--compile", action="store_true", help="let torch compile the network first")
     run.start(main, parser)
