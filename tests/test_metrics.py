@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from utils.evaluate import gains, table, target_stem
+from utils.evaluate import target_stem
 from utils.image import ImageError, list_images, read_image, write_png
+from utils.tables import gains, table
 from utils.metrics import PROTOCOLS, luma, mean_scores, psnr, rounded_luma, scores, ssim
 
 

@@ -20,7 +20,7 @@ STAGES = [
     ["sdrl.py", f"--rainy_data_path={FOLDER}", f"--sdr_data_path={FOLDER}sdr/", f"--result_path={FOLDER}result/",
      "--recipe=fast"],
     ["-m", "utils.evaluate", f"--result_path={FOLDER}result/", f"--target_path={FOLDER}target/",
-     f"--input_path={FOLDER}input/"],
+     f"--input_path={FOLDER}input/", "--protocol=rgb"],
 ]
 
 

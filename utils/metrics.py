@@ -1,11 +1,13 @@
-"""Scores of a derained photograph against the clean one: PSNR and SSIM under three protocols, which must never be mixed."""
+"""Scores of a derained photograph: PSNR and SSIM under three protocols, which must never be mixed, and those of pyiqa."""
+import contextlib
 import math
+import sys
 from typing import Callable, NamedTuple
 
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from utils.image import ImageError
+from utils.image import ImageError, check_size, read_image, uint8_to_tensor
 
 
 class Protocol(NamedTuple):
@@ -36,6 +38,10 @@ PROTOCOLS = {
     "y": Protocol("Y (8-bit luma, SSIM in an 11x11 Gaussian window)", rounded_luma, 11, _WANG),
     "y_float": Protocol("Y, not rounded (SSIM in an 11x11 Gaussian window)", luma, 11, _WANG),
 }
+
+
+# What pyiqa adds, lower is better in all: does the score compare with the clean photograph?
+EXTRA = {"lpips": True, "niqe": False, "brisque": False}
 
 
 def psnr(image, target, protocol="rgb"):
@@ -73,6 +79,48 @@ def _check(image, target):
 def scores(image, target, protocols=tuple(PROTOCOLS)):
     """Both scores under the named protocols: {"psnr_rgb": dB, "ssim_rgb": ..., "psnr_y": ...}. Arguments as `psnr`, `ssim`."""
     return {f"{score.__name__}_{name}": score(image, target, name) for name in protocols for score in (psnr, ssim)}
+
+
+def score_files(path, clean_path, protocols):
+    """The `scores` of an image file. Raises ImageError for files that cannot be read or compared."""
+    image, target = read_image(path), read_image(clean_path)
+    check_size(image, path, target, clean_path)
+    try:
+        return scores(image, target, protocols)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+
+
+def extra_score(name):
+    """A function (image, target) -> float of a score that the package pyiqa has; lower is better.
+
+    name: a key of `EXTRA`. The images are (H, W, 3) uint8 BGR; the target is not looked at, and may be None, where EXTRA
+    says so. Raises ImageError where pyiqa or its weights are missing; the function does so for an image that has no score.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # it reports what it loads
+            import pyiqa
+
+            metric = pyiqa.create_metric(name, device="cpu")
+    except ImportError as error:
+        raise ImageError(f"--extra {name}: not scored, needs the package pyiqa; run: pip install pyiqa ({error})") from None
+    except Exception as error:  # of many kinds, by where its weights come from; they all mean the same to the user
+        text = " ".join(str(error).split())[:100]
+        raise ImageError(f"--extra {name}: not scored, pyiqa could not load its weights, which it downloads the first time; "
+                         f"run it once with a connection ({text})") from None
+
+    def score(image, target=None):
+        tensors = [uint8_to_tensor(array) for array in ((image, target) if EXTRA[name] else (image,))]
+        try:
+            value = float(metric(*tensors))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            text = " ".join(str(error).split())[:100]
+            raise ImageError(f"{name} cannot be computed ({text}); leave out --extra {name}") from None
+        if not math.isfinite(value):
+            raise ImageError(f"{name} is {value} here; leave out --extra {name}")
+        return value
+
+    return score
 
 
 def mean_scores(rows):
