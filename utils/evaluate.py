@@ -185,7 +185,7 @@ def main(args):
         published(dataset, [], 0)  # before the work, not after: is it a data set with figures?
 
     extras, code = {}, 0
-    for name in dict.fromkeys(args.extra):
+    for name in dict.fromkeys(args.extra or []):
         try:
             extras[name] = extra_score(name)
         except ImageError as error:
@@ -220,8 +220,8 @@ if __name__ == "__main__":
     parser.add_argument("--input_path", help="rainy photographs, to show their scores and the gain as well")
     parser.add_argument("--protocol", default="both", choices=[*PROTOCOLS, "both", "all"],
                         help="what is compared; both: rgb and y")
-    parser.add_argument("--extra", nargs="+", default=[], choices=list(EXTRA),
-                        help="scores by the package pyiqa, where it is installed; lower is better in all")
+    parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",
+                        help=f"scores by the package pyiqa, lower is better, of {', '.join(EXTRA)}")
     parser.add_argument("--dataset", help="show the published figures of this one (default: the folder that holds the targets)")
     parser.add_argument("--csv", help="a file for the scores of the images as comma-separated values")
     parser.add_argument("--save", metavar="FILE", help="write FILE.csv, images and means, and FILE.md, the tables as Markdown")
