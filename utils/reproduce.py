@@ -179,8 +179,9 @@ def main(args):
             print(f"reproduce.py: {error}", file=sys.stderr)
             code = 1
 
-    chosen = [learning(folder, method, recipe, backbone, args.flags) for method in args.methods
-              for recipe in (args.recipe if method != "sdrl_all" else args.recipe[:1]) for backbone in args.backbones]
+    recipes, backbones = args.recipe or ["paper"], args.backbones or ["Unet"]
+    chosen = [learning(folder, method, recipe, backbone, args.flags) for method in args.methods or ["sdrl"]
+              for recipe in (recipes if method != "sdrl_all" else recipes[:1]) for backbone in backbones]
     for stage in [*references(folder), *(stage for stages in chosen for stage in stages)]:
         code = max(code, run_stage(stage, record))
         rows += [tuple(map(str, stage.row))] * bool(stage.row)
@@ -202,12 +203,12 @@ def main(args):
 if __name__ == "__main__":
     parser = run.Parser(__doc__)
     parser.add_argument("--dataset", default="Rain100L", help="a folder under ./dataset/ with input/ and target/")
-    parser.add_argument("--methods", nargs="+", default=["sdrl"], choices=list(NEEDS), metavar="NAME",
-                        help=f"learning stages, of {', '.join(NEEDS)}")
-    parser.add_argument("--backbones", nargs="+", default=["Unet"], choices=list(BACKBONES), metavar="NAME",
-                        help=f"networks to train, of {', '.join(BACKBONES)}")
-    parser.add_argument("--recipe", nargs="+", default=["paper"], choices=list(RECIPES), metavar="NAME",
-                        help=f"of sdrl and sdrl_online, of {', '.join(RECIPES)}")
+    parser.add_argument("--methods", nargs="+", choices=list(NEEDS), metavar="NAME",
+                        help=f"learning stages, of {', '.join(NEEDS)} (default: sdrl)")
+    parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), metavar="NAME",
+                        help=f"networks to train, of {', '.join(BACKBONES)} (default: Unet)")
+    parser.add_argument("--recipe", nargs="+", choices=list(RECIPES), metavar="NAME",
+                        help=f"of sdrl and sdrl_online, of {', '.join(RECIPES)} (default: paper)")
     parser.add_argument("--limit", type=run.number(int, 1), metavar="N", help="only the first N photographs, in the order of their names")
     parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",
                         help=f"scores by the package pyiqa, of {', '.join(EXTRA)}")
