@@ -1,7 +1,14 @@
 """Make the pictures of the README from the demo set and what the stages made of it: the scheme, the masks, before and after.
 
     python -m utils.figures --dataset_path="./dataset/Demo" --save_path="./img"
+
+--figure makes others. comparison: rainy, mask, fused reference, results and target side by side with a detail enlarged; ldgp: each
+photograph above its mask; angles: which angles the patches of a photograph vote for in LDGP; curve: the loss that sdrl_all.py
+has written to loss.csv.
 """
+import csv
+import math
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,12 +16,16 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ldgp import SMALLEST, dominant_angle, patch_angle
 from utils import run
-from utils.image import ImageError, companion, list_images, read_image, write_png
+from utils.charts import bars, curves
+from utils.evaluate import named_folders, target_stem
+from utils.image import ImageError, check_size, companion, list_images, read_image, write_png
 
 SHOWN = ("chelsea", "coffee")  # of the demo set, unless --images names others
 WIDTH = 1000  # pixels; about what a README shows
 INK, PALE, ACCENT, PAPER = (60, 52, 44), (236, 228, 220), (160, 96, 32), (255, 255, 255)  # BGR
+FRAME = 0, 220, 255  # of a detail, a yellow that stands out in most photographs
 
 
 def write_text(image, text, centre, size=15, color=INK, room=None):
@@ -186,12 +197,189 @@ def scheme(example):
     return image
 
 
-def main(args):
+def detail_of(rainy, others, width, height):
+    """Where rain matters most: (left, top) of the window in which a photograph and others differ most in sum.
+
+    rainy: (H, W, 3) uint8; others: arrays of the same shape. width, height: of the window, at most those of the photograph.
+    """
+    change = sum(np.abs(rainy.astype(np.float64) - other).sum(axis=2) for other in others)
+    sums = np.pad(change.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    windows = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    top, left = np.unravel_index(windows.argmax(), windows.shape)
+    return int(left), int(top)
+
+
+def comparison(columns, detail=None, width=WIDTH, gap=8):
+    """One photograph in several versions side by side, and below each the same window of it, enlarged to the column's width.
+
+    columns: {label: (H, W) or (H, W, 3) uint8}, the rainy one first; all of one size. detail: (left, top, width) of the
+    window, which has the photograph's proportions; None for a quarter of its width, where the rainy one and the other
+    photographs differ most. width: of the picture, in pixels, at most. Returns (h, w, 3) uint8 BGR.
+    Raises ValueError for a window that is not within the photograph.
+    """
+    rainy, *others = columns.values()
+    high, wide = rainy.shape[:2]
+    side = detail[2] if detail else max(wide // 4, 1)
+    cut = side, max(side * high // wide, 1)
+    left, top = detail[:2] if detail else detail_of(rainy, [image for image in others if image.ndim == 3] or [rainy * 0], *cut)
+    if side < 1 or left + cut[0] > wide or top + cut[1] > high:
+        raise ValueError(f"the window {left} {top} {side} is not within {wide}x{high} pixels")
+    scale = min(1, (width - gap * (len(columns) - 1)) / len(columns) / wide)
+    shown = max(1, int(wide * scale)), max(1, int(high * scale))
+    parts = []
+    for image in columns.values():
+        picture = resize(image, *shown).copy()
+        corners = [(int(x * scale), int(y * scale)) for x, y in ((left, top), (left + cut[0] - 1, top + cut[1] - 1))]
+        cv2.rectangle(picture, *corners, FRAME, 2)
+        window = resize(image[top : top + cut[1], left : left + cut[0]], *shown)
+        parts.append(np.vstack([picture, np.full((gap, shown[0], 3), 255, np.uint8), window]))
+    return side_by_side(parts, list(columns), None, gap)
+
+
+def results_of(args):
+    """The folders of results to show, {label: folder}."""
+    return named_folders(args.result_path) if args.result_path else {"derained": f"{args.dataset_path}/result"}
+
+
+def load_columns(dataset, stem, results):
+    """What there is of a photograph for a `comparison`: {label: array}; masks, fused references and targets as far as made.
+
+    Raises ImageError where the photograph or a result is missing, or one is of another size.
+    """
+    dataset = Path(dataset)
+    inputs = list_images(dataset / "input")
+    path = companion(inputs, dataset / "input" / stem, dataset / "input", "name one that is there")
+    optional = {"rain mask": dataset / "ldgp", "fused reference": dataset / "sdr(fuse)"}
+    columns = {"rainy": read_image(path)}
+
+    def add(label, found, name, folder, hint=None):
+        if hint is None and name not in found:
+            return
+        place = companion(found, path.with_stem(name), folder, hint)
+        columns[label] = read_image(place)
+        check_size(columns[label], place, columns["rainy"], path)
+
+    for label, folder in optional.items():
+        add(label, list_images(folder, optional=True), path.stem, folder)
+    for label, folder in results.items():
+        hint = "run sdrl.py, or name another folder with --result_path"
+        add(label, list_images(folder, hint), path.stem, folder, hint)
+    targets = list_images(dataset / "target", optional=True)
+    add("target", targets, target_stem(targets, path.stem), dataset / "target")
+    if "rain mask" in columns:
+        columns["rain mask"] = columns["rain mask"][..., 0]
+    return columns
+
+
+def draw_comparison(args, stems):
+    rows = []
+    for stem in stems:
+        try:
+            rows.append(comparison(load_columns(args.dataset_path, stem, results_of(args)), args.detail, args.width))
+        except ValueError as error:
+            if isinstance(error, ImageError):
+                raise
+            raise ImageError(f"{args.dataset_path}: --detail of {stem}: {error}; name another") from None
+    return stack(rows, 16)
+
+
+def stack(rows, gap):
+    """Pictures (H, W, 3) on top of each other on white, `gap` pixels apart."""
+    widest = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((gap, 0), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return np.vstack(padded)[gap:]
+
+
+def draw_ldgp(args, stems):
+    """Photographs in a row, each above its mask."""
+    folder = Path(args.dataset_path)
+    inputs = list_images(folder / "input")
+    hint = f'run: python ldgp.py --input_path="{folder / "input"}" --save_path="{folder / "ldgp"}"'
+    masks = list_images(folder / "ldgp", hint)
+    columns = []
+    for stem in stems:
+        path = companion(inputs, folder / "input" / stem, folder / "input", "name one that is there")
+        rainy = read_image(path)
+        mask_path = companion(masks, path, folder / "ldgp", hint)
+        mask = read_image(mask_path)
+        check_size(mask, mask_path, rainy, path)
+        columns.append(np.vstack([rainy, np.full((8, rainy.shape[1], 3), 255, np.uint8), mask]))
+    return side_by_side(columns, stems, WIDTH)
+
+
+def votes(image, patch_size=80):
+    """How many patches of a photograph, (H, W, 3) uint8 BGR, vote for each angle: {0: n, 5: n, ..., 175: n}.
+
+    As in `ldgp.dominant_angle`, with the patches that it looks at.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    height, width = grey.shape
+    if min(height, width) < SMALLEST:
+        raise ImageError(f"{width}x{height} pixels is too small: LDGP needs at least {SMALLEST} a side")
+    patches = [grey[y : y + patch_size, x : x + patch_size] for x in range(0, width - patch_size + 1, patch_size)
+               for y in range(0, height - patch_size + 1, patch_size)] if min(height, width) >= patch_size else [grey]
+    found = Counter(map(patch_angle, patches))
+    return {angle: found[angle] for angle in range(0, 180, 5)}
+
+
+def draw_angles(args, stems):
     inputs = list_images(Path(args.dataset_path) / "input")
-    stems = args.images or (SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2])
+    charts = []
+    for stem in stems:
+        path = companion(inputs, Path(args.dataset_path) / "input" / stem, args.dataset_path, "name one that is there")
+        image = read_image(path)
+        try:
+            counted, angle = votes(image), dominant_angle(image)
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+        charts.append(bars(counted, f"{stem}: dominant gradient angle {angle}°", "angle of the gradient, degrees",
+                           "patches", angle))
+    return stack(charts, 16)
+
+
+def read_losses(path):
+    """The points (epoch, loss) of a loss.csv. Raises ImageError for a file that is missing or another."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            points = [(int(row["epoch"]), float(row["loss"])) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file; sdrl_all.py writes it to its --model_save_dir") from None
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise ImageError(f"{path}: not a loss.csv of sdrl_all.py, which has columns epoch and loss; name another file") from None
+    points = [point for point in points if 0 < point[1] < math.inf]
+    if not points:
+        raise ImageError(f"{path}: no epoch in it yet; wait for the first checkpoint, see --save_every of sdrl_all.py")
+    return points
+
+
+def draw_curve(args, stems):
+    places = args.loss_path or [f"./result_all/{Path(args.dataset_path).resolve().name}/loss.csv"]
+    named = {}
+    for text in places:
+        name, equals, place = text.partition("=")
+        name, place = (name, place) if equals and not Path(text).exists() else (Path(text).resolve().parent.name, text)
+        if name in named:
+            raise ImageError(f"--loss_path {text}: a second curve named {name}; give it another name: NAME={place}")
+        named[name] = read_losses(place)
+    return curves(named, "Training loss of sdrl_all.py", "epoch", "mean squared error")
+
+
+def draw_readme(args, stems):
+    """The scheme, the masks and before and after."""
     examples = [load_example(args.dataset_path, stem) for stem in stems]
-    pictures = {"scheme": scheme(examples[0]), "masks": masks(examples), "before_after": before_after(examples)}
-    for name, picture in pictures.items():
+    return {"scheme": scheme(examples[0]), "masks": masks(examples), "before_after": before_after(examples)}
+
+
+FIGURES = {"readme": draw_readme, "comparison": draw_comparison, "ldgp": draw_ldgp, "angles": draw_angles, "curve": draw_curve}
+
+
+def main(args):
+    stems = args.images
+    if not stems and args.figure != "curve":
+        inputs = list_images(Path(args.dataset_path) / "input")
+        stems = SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2]
+    drawn = FIGURES[args.figure](args, stems)
+    for name, picture in (drawn if isinstance(drawn, dict) else {args.figure: drawn}).items():
         path = Path(args.save_path) / f"{name}.png"
         write_png(path, picture)
         print(f"figures.py: {path}, {picture.shape[1]}x{picture.shape[0]}")
@@ -202,5 +390,13 @@ if __name__ == "__main__":
     parser = run.Parser(__doc__)
     parser.add_argument("--dataset_path", default="./dataset/Demo", help="a data set that all three stages have worked on")
     parser.add_argument("--save_path", default="./img", help="where the pictures go")
-    parser.add_argument("--images", nargs=2, metavar=("NAME", "NAME"), help="two photographs to show, by name")
+    parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two)")
+    parser.add_argument("--figure", default="readme", choices=list(FIGURES), help="what to draw; readme: three pictures")
+    parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
+                        help="results of a comparison; may be given several times (default: result/ of the data set)")
+    parser.add_argument("--detail", nargs=3, type=run.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),
+                        help="what a comparison enlarges, in pixels (default: where the rain matters most)")
+    parser.add_argument("--width", type=run.number(int, 100), default=WIDTH, help="of a comparison, in pixels, at most")
+    parser.add_argument("--loss_path", action="append", metavar="[NAME=]FILE",
+                        help="of a curve; may be given several times (default: ./result_all/<data set>/loss.csv)")
     run.start(main, parser)
