@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from utils.evaluate import target_stem
 from utils.image import ImageError, list_images, read_image, write_png
-from utils.tables import gains, table
 from utils.metrics import PROTOCOLS, luma, mean_scores, psnr, rounded_luma, scores, ssim
+from utils.tables import gains, table
 
 
 def noise(seed, height=24, width=31):

@@ -11,6 +11,7 @@ from utils.evaluate import score_folders
 from utils.image import ImageError, read_image, write_png
 from utils.metrics import mean_scores
 from utils.reproduce import Record, Stage, first_images, learning, references
+from utils.tables import MEASURED, overview_markdown, published
 
 from conftest import ROOT
 from test_evaluate import inside
@@ -175,3 +176,11 @@ def test_help_shows_a_command_that_works(monkeypatch):
     assert "-- FLAG" in text and '--backbones Unet --limit=40' in text and max(map(len, text.splitlines())) <= 92  # the command
     with pytest.raises(ImageError):
         first_images(ROOT / "nowhere", 1)
+
+
+def test_the_published_rows_of_the_readme_are_those_on_file():
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("<!-- table: python -m utils.reproduce ")[2].partition("<!-- /table -->")[0].splitlines()[1:]
+    shown = [line for line in table if line.startswith("|") and MEASURED not in line]
+    rows = overview_markdown(published("Rain100L", ["psnr_rgb", "ssim_rgb", "psnr_y", "ssim_y"], 40)).splitlines()
+    assert [line for line in rows if "| source |" not in line and line.startswith("| ")] == shown[1:]

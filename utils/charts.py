@@ -56,11 +56,12 @@ class Axes:
 
 
 def bars(values, title, x_title, y_title, marked=None, size=(720, 360)):
-    """A bar chart, (H, W, 3) uint8 BGR. values: {x: height}, x evenly spaced numbers; marked: the x of the bar that stands out."""
+    """A bar chart, (H, W, 3) uint8 BGR. values: {x: height}, the x evenly spaced; marked: the x of the bar that stands out."""
     places = sorted(values)
     gap = places[1] - places[0] if len(places) > 1 else 1
-    axes = Axes(size, title, x_title, y_title, places[:: max(1, len(places) // 12)], round_steps(0, max(max(values.values()), 1)),
-                (places[0] - gap, places[-1] + gap))
+    heights = round_steps(0, max(max(values.values()), 1))
+    ticks, ends = places[:: max(1, len(places) // 12)], (places[0] - gap, places[-1] + gap)
+    axes = Axes(size, title, x_title, y_title, ticks, heights, ends)
     for place, height in values.items():
         if height:
             colour = COLOURS[1] if place == marked else COLOURS[0]
@@ -76,8 +77,8 @@ def curves(lines, title, x_title, y_title, size=(720, 400)):
     low, high = (pick(y for _, y in points) for pick in (min, max))
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
-    below, above = max(tick for tick in ticks if tick <= low * (1 + 1e-9)), [tick for tick in ticks if tick >= high * (1 - 1e-9)]
-    above = above[0] if above else 10.0 ** (last + 1)
+    below = max(tick for tick in ticks if tick <= low * (1 + 1e-9))
+    above = min(tick for tick in ticks if tick >= high * (1 - 1e-9))
     above = above if above > below else 2 * below
     shown = [tick for tick in ticks if below < tick < above]
     if len(shown) > 12:  # the powers of ten of a wide range, and not all of them

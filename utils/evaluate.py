@@ -18,8 +18,8 @@ from typing import NamedTuple
 from utils import run
 from utils.image import ImageError, companion, list_images, read_image
 from utils.metrics import EXTRA, PROTOCOLS, extra_score, mean_scores, score_files
-from utils.tables import (Method, check_file, csv_text, gains, image_table, images_markdown, known, mean_name, overview,
-                          overview_markdown, published, write_text)
+from utils.tables import (MEASURED, Method, check_file, csv_text, gains, image_table, images_markdown, known, mean_name,
+                          overview, overview_markdown, published, write_text)
 
 RESULTS = "./dataset/Rain100L/result/"
 RAINY = "rainy input"  # its row
@@ -149,19 +149,20 @@ def summarise(scored, dataset=None, needs=None, which=""):
 
 def chunks(keys):
     """[(title, [one or two scores])] of the scores of a row, as tables of images show them."""
-    pairs = [(protocol.title, [f"psnr_{name}", f"ssim_{name}"]) for name, protocol in PROTOCOLS.items() if f"psnr_{name}" in keys]
+    shown = {name: protocol.title for name, protocol in PROTOCOLS.items() if f"psnr_{name}" in keys}
+    pairs = [(title, [f"psnr_{name}", f"ssim_{name}"]) for name, title in shown.items()]
     extras = [key for key in keys if key in EXTRA]
     return pairs + [("pyiqa (lower is better)", extras[first : first + 2]) for first in range(0, len(extras), 2)]
 
 
 def save(path, scored, methods, title):
-    """Write <path>.csv, all images, means and published figures, and <path>.md, the overview and a table of images a protocol."""
+    """Write <path>.csv, all images, means and published figures, and <path>.md, the overview and the images by protocol."""
     lines = []
     for name, rows in scored.rows.items():
         means = {mean_name(rows, scored.total): mean_scores(list(rows.values()))}
-        lines += [{"method": name, "image": image, "source": "measured", **row} for image, row in {**rows, **means}.items()]
+        lines += [{"method": name, "image": image, "source": MEASURED, **row} for image, row in {**rows, **means}.items()]
     lines += [{"method": method.name, "image": f"mean of {method.images}".removesuffix(" of "), "source": method.source,
-               **method.scores} for method in methods if method.source != "measured"]
+               **method.scores} for method in methods if method.source != MEASURED]
     write_text(f"{path}.csv", csv_text(lines))
     totals = dict.fromkeys(scored.rows, scored.total)
     tables = [images_markdown(scored.rows, keys, title, totals) for title, keys in chunks(methods[0].scores)]
@@ -200,7 +201,7 @@ def main(args):
     if len(scored.rows) == 1:
         for title, keys in chunks(methods[0].scores):
             print(f"\n{image_table(*scored.rows.values(), keys, title, scored.total)}")
-    if len(folders) > 1 or methods[-1].source != "measured":
+    if len(folders) > 1 or methods[-1].source != MEASURED:
         print(f"\n{overview(methods, dataset or place)}")
     if args.csv:
         lines = [{**({"method": name} if len(folders) > 1 else {}), "image": image, **row}

@@ -2,9 +2,9 @@
 
     python -m utils.figures --dataset_path="./dataset/Demo" --save_path="./img"
 
---figure makes others. comparison: rainy, mask, fused reference, results and target side by side with a detail enlarged; ldgp: each
-photograph above its mask; angles: which angles the patches of a photograph vote for in LDGP; curve: the loss that sdrl_all.py
-has written to loss.csv.
+--figure makes others. comparison: rainy, mask, fused reference, results and target side by side with a detail enlarged;
+ldgp: each photograph above its mask; angles: which angles the patches of a photograph vote for in LDGP; curve: the loss that
+sdrl_all.py has written to loss.csv.
 """
 import csv
 import math
@@ -345,7 +345,7 @@ def read_losses(path):
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; sdrl_all.py writes it to its --model_save_dir") from None
     except (KeyError, TypeError, ValueError, csv.Error):
-        raise ImageError(f"{path}: not a loss.csv of sdrl_all.py, which has columns epoch and loss; name another file") from None
+        raise ImageError(f"{path}: not a loss.csv of sdrl_all.py, with columns epoch and loss; name another file") from None
     points = [point for point in points if 0 < point[1] < math.inf]
     if not points:
         raise ImageError(f"{path}: no epoch in it yet; wait for the first checkpoint, see --save_every of sdrl_all.py")

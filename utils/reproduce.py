@@ -116,11 +116,12 @@ def learning(folder, method, recipe, backbone, flags):
     test = ["test_all.py", f"--data_path={base}/", f"--model_path={network.as_posix()}/model.pkl",
             f"--result_path={result.as_posix()}/", *(flag for flag in flags if flag.startswith("--device"))]
     train = [*command, f"--model_save_dir={network.as_posix()}/", f"--result_path={network.as_posix()}/training/", *flags]
-    return [Stage(train, [folder / "input", folder / "sdr"], [network]), Stage(test, [folder / "input", network], [result], row)]
+    return [Stage(train, [folder / "input", folder / "sdr"], [network]),
+            Stage(test, [folder / "input", network], [result], row)]
 
 
 def first_images(folder, limit):
-    """A folder inside a data set with its first `limit` photographs and their clean ones, as links or copies; made or mended."""
+    """Make or mend a folder inside a data set with its first `limit` photographs and their clean ones, as links or copies."""
     inputs, targets = list_images(folder / "input"), list_images(folder / "target")
     chosen = [path for paths in list(inputs.values())[:limit] for path in paths]
     stems = dict.fromkeys(target_stem(targets, path.stem) for path in chosen)
@@ -148,7 +149,8 @@ def run_stage(stage, record):
     if record.done(stage):
         print(f"done before: {show(stage.command)[2:]}", flush=True)
         return 0
-    again = ["--resume"] * (stage.command[0] == "sdrl_all.py" and record.begun(stage) and (stage.writes[0] / "resume.pkl").exists())
+    halfway = stage.command[0] == "sdrl_all.py" and (stage.writes[0] / "resume.pkl").exists() and record.begun(stage)
+    again = ["--resume"] * halfway
     record.begin(stage)
     print(f"\n{show(stage.command + again)}", flush=True)
     code = subprocess.run([sys.executable, str(ROOT / stage.command[0]), *stage.command[1:], *again]).returncode
@@ -180,7 +182,8 @@ def main(args):
             code = 1
 
     recipes, backbones = args.recipe or ["paper"], args.backbones or ["Unet"]
-    chosen = [learning(folder, method, recipe, backbone, args.flags) for method in args.methods or ["sdrl"]
+    names = ["sdrl"] if args.methods is None else args.methods
+    chosen = [learning(folder, method, recipe, backbone, args.flags) for method in names
               for recipe in (recipes if method != "sdrl_all" else recipes[:1]) for backbone in backbones]
     for stage in [*references(folder), *(stage for stages in chosen for stage in stages)]:
         code = max(code, run_stage(stage, record))
@@ -203,13 +206,14 @@ def main(args):
 if __name__ == "__main__":
     parser = run.Parser(__doc__)
     parser.add_argument("--dataset", default="Rain100L", help="a folder under ./dataset/ with input/ and target/")
-    parser.add_argument("--methods", nargs="+", choices=list(NEEDS), metavar="NAME",
-                        help=f"learning stages, of {', '.join(NEEDS)} (default: sdrl)")
+    parser.add_argument("--methods", nargs="*", choices=list(NEEDS), metavar="NAME",
+                        help=f"learning stages, of {', '.join(NEEDS)}; none: masks and references alone (default: sdrl)")
     parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), metavar="NAME",
                         help=f"networks to train, of {', '.join(BACKBONES)} (default: Unet)")
     parser.add_argument("--recipe", nargs="+", choices=list(RECIPES), metavar="NAME",
                         help=f"of sdrl and sdrl_online, of {', '.join(RECIPES)} (default: paper)")
-    parser.add_argument("--limit", type=run.number(int, 1), metavar="N", help="only the first N photographs, in the order of their names")
+    parser.add_argument("--limit", type=run.number(int, 1), metavar="N",
+                        help="only the first N photographs, in the order of their names")
     parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",
                         help=f"scores by the package pyiqa, of {', '.join(EXTRA)}")
     parser.add_argument("flags", nargs="*", default=None, metavar="-- FLAG",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from utils.image import ImageError, check_results_folder, write_bytes
 from utils.metrics import EXTRA, PROTOCOLS, mean_scores
 
+MEASURED = "measured here"  # the source of all that is not published
 PUBLISHED = Path(__file__).with_name("published.csv")
 NAME_WIDTH = 24  # of an image table's first column; with three pairs of numbers the table is 78 wide
 METHOD_WIDTH = 30  # of the overview's first column; with the number of images and four scores it is 78 wide
@@ -20,7 +21,7 @@ class Method(NamedTuple):
     name: str
     images: str  # how many, or which
     scores: dict  # {"psnr_rgb": float, or text as published, ...}
-    source: str = "measured"
+    source: str = MEASURED
     needs: str = ""  # what it learns from
     ranked: bool = False
 
@@ -86,7 +87,7 @@ def overview(methods, title):
         group = [f"{head if n % 2 == 0 else '':>17} " for n, (head, _) in enumerate(heads) if n % 2 == 0]
         lines += [""] * bool(lines) + [f"{title:{METHOD_WIDTH + 12}}" + "".join(group)]
         lines.append(f"{'method':{METHOD_WIDTH}}{'images':>12}" + "".join(f"{name:>8} " for _, name in heads))
-        source = "measured"
+        source = MEASURED
         for number, method in enumerate(methods):
             if not any(key in method.scores for key in shown):
                 continue
@@ -104,7 +105,7 @@ def notes(methods, marks, best, second):
     """What has to be said below an overview, a list of lines."""
     ranking = [f"{best}, {second} of the results on all images; nothing else is ranked."]
     others = ["A published figure is a mean over the images in its row, not over ours."]
-    return ranking * bool(marks) + others * any(method.source != "measured" for method in methods)
+    return ranking * bool(marks) + others * any(method.source != MEASURED for method in methods)
 
 
 def overview_markdown(methods):
@@ -119,7 +120,7 @@ def overview_markdown(methods):
         mark = ("", "**", "*")[marks.get((number, key), 0)]
         return f"{mark}{text}{mark}"
 
-    heads = [" ".join(filter(None, (heading(column[0])[0], " / ".join(heading(key)[1] for key in column)))) for column in columns]
+    heads = [f"{heading(column[0])[0]} {' / '.join(heading(key)[1] for key in column)}".strip() for column in columns]
     lines = [["method", "needs", "images", *heads, "source"], ["---"] * (4 + len(columns))]
     for number, method in enumerate(methods):
         cells = [" / ".join(filter(None, (cell(number, key) for key in column))) for column in columns]
