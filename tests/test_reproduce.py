@@ -114,6 +114,14 @@ def test_an_image_that_fails_does_not_stop_the_others_and_is_listed(reproduce, d
     assert "2 of 3" in done.stdout and ("sdrl.py fast DnCNN --steps=1", "mean of 2 of 3") in table(data)
 
 
+def test_a_method_without_any_result_does_not_stop_the_others(reproduce, data):
+    reproduce(*SHORT, "--", "--steps=1")
+    flags = "--methods", "sdrl_online", "--backbones", "DnCNN", "--", "--steps=1"
+    done, started = reproduce(*flags, ok=False, stop="sdrl_online.py", code=1)
+    assert started == ["sdrl_online.py"] and "no result of sdrl_online.py paper DnCNN --steps=1; see what" in done.stderr
+    assert ("sdrl.py fast DnCNN --steps=1", "mean of 3") in table(data)
+
+
 def test_what_cannot_be_scored_is_said_before_the_work(reproduce, data):
     (data / "target/10.png").unlink()
     done, started = reproduce(*SHORT, ok=False)

@@ -42,6 +42,7 @@ PROTOCOLS = {
 
 # What pyiqa adds, lower is better in all: does the score compare with the clean photograph?
 EXTRA = {"lpips": True, "niqe": False, "brisque": False}
+INSTALL = "pip install pyiqa 'opencv-python-headless<5'"  # which pyiqa asks for and which takes OpenCV's place
 
 
 def psnr(image, target, protocol="rgb"):
@@ -103,7 +104,7 @@ def extra_score(name):
 
             metric = pyiqa.create_metric(name, device="cpu")
     except ImportError as error:
-        raise ImageError(f"--extra {name}: not scored, needs the package pyiqa; run: pip install pyiqa ({error})") from None
+        raise ImageError(f"--extra {name}: not scored, needs the package pyiqa; run: {INSTALL} ({error})") from None
     except Exception as error:  # of many kinds, by where its weights come from; they all mean the same to the user
         text = " ".join(str(error).split())[:100]
         raise ImageError(f"--extra {name}: not scored, pyiqa could not load its weights, which it downloads the first time; "

@@ -189,6 +189,13 @@ def main(args):
         code = max(code, run_stage(stage, record))
         rows += [tuple(map(str, stage.row))] * bool(stage.row)
     rows = list(dict.fromkeys(rows)) + [row for row in sorted(record.rows(), key=natural_order) if row not in rows]
+    for name, _, place in rows:
+        if not list_images(place, optional=True):
+            print(f"reproduce.py: failed: {place}: no result of {name}; see what its stage said above", file=sys.stderr)
+            code = 1
+    rows = [row for row in rows if list_images(row[2], optional=True)]
+    if not rows:
+        return 1
 
     print(flush=True)
     scored = score_folders({name: place for name, _, place in rows}, folder / "target", folder / "input", extras=extras,
