@@ -6,6 +6,7 @@ import io
 import os
 import re
 import tempfile
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,16 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content, and no other: among Pillow's 40 one starts Ghostscript
+
+# A few kB can claim any number of pixels, so what a header says is looked at before anything is decoded. Cameras have up to
+# 400 megapixels; Pillow refuses what is above twice its own limit. Reading takes 10 bytes a pixel (a grey mask: 3), so that
+# FREE of them stay below 1 GB whatever the file; above, a file must be as large as photographs are: JPEGs of 100 megapixels
+# have 10 MB and more, while PNG reaches 300 pixels a byte with a picture of one colour.
+LARGEST = 512 * 10**6
+Image.MAX_IMAGE_PIXELS = LARGEST // 2
+FREE, FREE_MASK = 64 * 10**6, 200 * 10**6
+PIXELS_PER_BYTE = 20
 
 # Options of `write_png` for files that are many and soon read again. By measurement on references of 480x320, this is half
 # the time of compression level 1 for files 14% larger (`python -m utils.benchmark sdr` prints the table).
@@ -34,6 +45,14 @@ UPRIGHT = {
 class ImageError(ValueError):
     """A file or folder that cannot be used; its text is one line for the user that names it and says what to do."""
 
+    def __str__(self):
+        return one_line(super().__str__())
+
+
+def one_line(text):
+    """A text with the line ends, control characters and undecodable bytes that names of files may hold spelt out."""
+    return "".join(repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in str(text))
+
 
 def natural_order(name):
     """Sort key that puts 2 before 10."""
@@ -43,8 +62,8 @@ def natural_order(name):
 def list_images(folder, hint="put the images there or name another one", optional=False):
     """The images of a folder, as {stem: [path, ...]} in natural order of the stems.
 
-    Files that are no images by their extension (any letter case), hidden files and sub-folders are passed over. A stem
-    with several paths is a clash, which `only` reports.
+    Files that are no images by their extension (any letter case), hidden files, sub-folders and devices are passed over. A
+    stem with several paths is a clash, which `only` reports; a link to nothing is listed, for reading it to report.
     Raises ImageError, with `hint` on what to do, where the folder is missing or holds no image; nothing where it is optional.
     """
     folder = Path(folder)
@@ -52,7 +71,8 @@ def list_images(folder, hint="put the images there or name another one", optiona
         raise ImageError(f"{folder}: no such folder; {hint}")
     found = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file():
+        image = path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+        if image and (path.is_file() or path.is_symlink() and not os.path.exists(path)):
             found.setdefault(path.stem, []).append(path)
     if not found and not optional:
         raise ImageError(f"{folder}: no image in this folder (looked for {' '.join(sorted(EXTENSIONS))}); {hint}")
@@ -67,36 +87,49 @@ def only(paths):
     return paths[0]
 
 
-def _open(path):
+def _open(path, mask=False):
     """A fully decoded PIL image, turned upright as its EXIF orientation says."""
     path = Path(path)
     try:
+        if path.stat().st_size > 4 * LARGEST:
+            raise ImageError(f"{path}: larger than {4 * LARGEST / 1e9:.0f} GB; make it smaller")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
+        raise ImageError(f"{path}: no such file" + (" (a link to nothing)" if path.is_symlink() else "")) from None
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow warns of does no harm, or is raised as an error next
-            return _decode(data, path)
+            return _decode(data, path, mask)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image that can be read; remove it or replace it") from None
+        formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ImageError(f"{path}: not an image that can be read; remove it or replace it by a {formats} file") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{path}: more than {LARGEST // 10**6} megapixels; make it smaller") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds for a damaged file; all mean the same to the user
-        raise ImageError(f"{path}: damaged or cut short ({error}); replace it") from None
+        raise ImageError(f"{path}: damaged or cut short ({error or type(error).__name__}); replace it") from None
 
 
-def _decode(data, path):
-    image = Image.open(io.BytesIO(data))
+def _decode(data, path, mask):
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    pixels = image.width * image.height
+    free = FREE_MASK if mask and image.mode in ("L", "1") else FREE
+    if pixels > max(free, PIXELS_PER_BYTE * len(data)):
+        raise ImageError(f"{path}: claims {image.width}x{image.height} pixels, too many for a file of {len(data)} bytes; "
+                         "replace it")
+    # Each scan of a progressive JPEG goes over the whole picture, and takes as little as 100 bytes to ask for. Photographs
+    # have some ten; two bytes in 65536 look like one in what may follow the picture.
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > 100 + len(data) // 10_000:
+        raise ImageError(f"{path}: a JPEG file of too many scans; replace it")
     # Pillow cuts 16-bit colour down to 8 bits without a word; the raw mode of its decoder still tells.
-    deep = image.mode[0] in "IF" or any(re.search(r";16[BLN]", str(tile)) for tile in image.tile)
-    image.load()
-    if deep:
+    if image.mode[0] in "IF" or any(re.search(r";16[BLN]", str(tile)) for tile in image.tile):
         raise ImageError(f"{path}: more than 8 bits a channel; convert it to 8 bits first")
+    image.load()
     try:
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # as many for a damaged EXIF block, which is no damage to the picture
@@ -107,14 +140,15 @@ def _decode(data, path):
 def read_image(path):
     """An image file as (H, W, 3) uint8, BGR. Grey becomes three equal channels; alpha is left out (see `write_like`).
 
-    Raises ImageError for a file that is missing, no image, cut short, or of more than 8 bits a channel.
+    Raises ImageError for a file that is missing, no image, cut short, of more than 8 bits a channel, or of more pixels than
+    a photograph of its size can have (`PIXELS_PER_BYTE`).
     """
     return cv2.cvtColor(np.asarray(_open(path).convert("RGB")), cv2.COLOR_RGB2BGR)
 
 
 def read_mask(path):
     """A mask file as (H, W) uint8; a mask in colour is turned to grey. Raises ImageError as `read_image` does."""
-    image = _open(path)
+    image = _open(path, mask=True)
     if image.mode in ("L", "1"):
         return np.array(image.convert("L"))
     return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2GRAY)

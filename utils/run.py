@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.image import ImageError, check_results_folder, only
+from utils.image import ImageError, check_results_folder, one_line, only
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+        self.exit(2, f"{self.prog}: {one_line(message)} (see --help)\n")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -58,7 +58,7 @@ def start(main, parser):
         leave_ranks()  # not earlier: some versions of torch hang where a DistributedDataParallel outlives its group
         sys.exit(code)
     except (ImageError, OSError) as error:
-        sys.exit(f"{parser.prog}: {error}")
+        sys.exit(f"{parser.prog}: {one_line(error)}")
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; what is written so far is whole", file=sys.stderr)
         sys.exit(130)
@@ -80,13 +80,13 @@ def each_image(images, work, *results, unit="image", failed=0):
     done, failed, seconds = 0, failed if rank == 0 else 0, 0.0
     with tqdm(total=len(mine) if unit == "image" else None, unit=unit, dynamic_ncols=True, disable=rank > 0) as bar:
         for count, paths in enumerate(mine, 1):
-            bar.set_description(f"{name} {paths[0].name}" + (f" ({count} of {len(mine)})" if unit == "step" else ""))
+            bar.set_description(f"{name} {one_line(paths[0].name)}" + (f" ({count} of {len(mine)})" if unit == "step" else ""))
             began = time.perf_counter()
             try:
                 work(only(paths), bar)
             except Exception as error:  # one bad image must not stop the others: it is reported, counted, and exits non-zero
                 failed += 1
-                tqdm.write(f"{name}: failed: {reason(paths[0], error)}", file=sys.stderr)
+                tqdm.write(f"{name}: failed: {one_line(reason(paths[0], error))}", file=sys.stderr)
             else:
                 done += 1
                 seconds += time.perf_counter() - began
@@ -96,7 +96,8 @@ def each_image(images, work, *results, unit="image", failed=0):
         done, failed, seconds = _sum_over_ranks(done, failed, seconds)
     if rank == 0:
         average = f"{seconds / done:.2f} s an image" if done else "nothing done"
-        print(f"{name}: {done + failed} images, {failed} failed, {average}, results in {' and '.join(map(str, results))}")
+        places = one_line(" and ".join(map(str, results)))
+        print(f"{name}: {done + failed} images, {failed} failed, {average}, results in {places}")
     return 1 if failed else 0
 
 
@@ -113,6 +114,8 @@ def reason(path, error):
     """One line on why an image failed; a fault that is not the image's shows its traceback first."""
     if isinstance(error, ImageError):
         return str(error)
+    if isinstance(error, FloatingPointError):  # a loss or an output that is not finite
+        return f"{path}: {error}"
     if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
         return f"{path}: out of memory ({type(error).__name__}); try --crop_size, a smaller image or another backbone"
     if not isinstance(error, OSError):
