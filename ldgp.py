@@ -146,7 +146,7 @@ if __name__ == "__main__":
     parser.add_argument("--save_path", help="where the masks go, instead of ./dataset/<dataset>/ldgp/")
     parser.add_argument("--patch_size", type=run.number(int, SMALLEST), default=80,
                         help="pixels a side of the patches whose gradients vote for the rain's direction")
-    parser.add_argument("--kernel_size", type=run.number(int, 1), default=10,
+    parser.add_argument("--kernel_size", type=run.number(int, 1, 10_000), default=10,
                         help="shortest bright run, in pixels along the rain, that counts as a streak")
     parser.add_argument("--true_cells", action="store_true",
                         help="credit gradients to the cell they were measured in; the published masks do not")

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from utils import run
-from utils.image import PNG_FAST, check_size, companion, list_images, read_image, read_mask, write_png
+from utils.image import PNG_FAST, ImageError, check_size, companion, list_images, read_image, read_mask, write_png
 
 STRIP_PIXELS = 1 << 19  # an image is worked on in strips of about this many pixels, which bounds the memory
 
@@ -344,7 +344,12 @@ def fuse(references):
 
 
 def write_references(references, folder, pool):
-    """Write SDRs as <folder>/0.png, 1.png, ..., all or none; older ones of higher numbers are removed. Returns their mean."""
+    """Write SDRs as <folder>/0.png, 1.png, ..., all or none; older ones of higher numbers are removed. Returns their mean.
+
+    Raises ImageError where the folder is a link: what it leads to is not ours to write to.
+    """
+    if folder.is_symlink():
+        raise ImageError(f"{folder}: a link, through which references would be written elsewhere; remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     fusion, pending = Fusion(), deque()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".part") as unfinished:
@@ -369,9 +374,9 @@ def write_references(references, folder, pool):
 
 def add_nss_flags(parser):
     """The flags of NSS, here and in sdrl_online.py."""
-    parser.add_argument("--sdr_num", type=run.number(int, 1), default=50, help="references an image")
-    parser.add_argument("--K", type=run.number(int, 1), default=7, help="pixels a side of the window that gives candidates")
-    parser.add_argument("--k", type=run.number(int, 1, odd=True), default=3, help="pixels a side of the window compared")
+    parser.add_argument("--sdr_num", type=run.number(int, 1, 100_000), default=50, help="references an image")
+    parser.add_argument("--K", type=run.number(int, 1, 255), default=7, help="pixels a side of the window that gives candidates")
+    parser.add_argument("--k", type=run.number(int, 1, 255, odd=True), default=3, help="pixels a side of the window compared")
     parser.add_argument("--pow", type=run.number(float, 0, 4), default=0.5, help="exponent of the distance, the paper's eta")
     parser.add_argument("--threshold", type=run.number(int, 0, 255), default=10, help="pixels with a mask above it are filled")
 

@@ -25,6 +25,7 @@ RECIPES = {
     "fast": {"epoch": 100, "steps": 600, "lr": 1e-3, "identity": True, "average": 0.98, "crop_size": 64, "target": "mean",
              "weigh": True, "fuse": True, "white": True, "one_pass": True},
 }
+LOOK_EVERY = 100  # steps between two looks at whether the loss is finite, each of which a GPU has to wait for
 DOUBT = 10  # grey levels (0 to 255): the spread of a pixel's references at which its certainty is one half
 
 
@@ -117,6 +118,7 @@ def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, 
     in one pass over the memory, with other roundings. tile_size: the largest side that is derained at once. amp: mixed
     precision. compile: see `utils.inference.compiled`. report: called with each step's loss, a tensor still on the device.
     snapshots: a dict {steps: None} whose values become the derained images after so many steps. Returns (H, W, 3) uint8 BGR.
+    Raises FloatingPointError where a loss or the network's output is NaN or infinite.
     """
     device = model_device(model)
     x = uint8_to_tensor(rainy, device)
@@ -133,6 +135,8 @@ def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, 
             output = fuse_by_certainty(output, belief)
         return tensor_to_uint8(white_rain(output, x) if white else output)
 
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    look_every = 1 if device.type == "cpu" else LOOK_EVERY
     model.train()
     with autocast():
         network = compiled(model, x[crop.first()]) if compile else model
@@ -148,6 +152,10 @@ def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, 
         scaler.step(optimizer)
         scaler.update()
         mean.add(output.detach())
+        finite &= loss.detach().isfinite()
+        if ((step + 1) % look_every == 0 or step + 1 == steps) and not finite:
+            raise FloatingPointError(f"the loss became NaN or infinite within {step + 1} steps; use a smaller --lr"
+                                     f"{' or leave out --amp' if amp else ''}")
         if report:
             report(loss.detach())
         if snapshots and step + 1 in snapshots:
@@ -230,7 +238,7 @@ def add_flags(parser):
 
     add("epoch", "times that every reference is used", type=run.number(int, 1))
     add("steps", "steps, instead of epochs; 0: as many as the epochs ask for", type=run.number(int, 0))
-    add("lr", "learning rate of Adam", type=run.number(float, 0))
+    add("lr", "learning rate of Adam", type=run.number(float, 0, 1e30))
     add("identity", "start at f(x) = x", action=argparse.BooleanOptionalAction)
     add("average", "decay of the mean that is taken of recent outputs, or of weights where --crop_size is set; 0: none",
         type=run.number(float, 0, 0.9999))

@@ -4,10 +4,12 @@
         --result_path="./dataset/Rain100L/result/"
 """
 import io
+import math
 import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -127,9 +129,12 @@ def save(path, **content):
 
 
 def load(path, device="cpu"):
-    """Read a checkpoint, tensors and plain values only. Raises ImageError for a file that is none."""
+    """Read a checkpoint, tensors and plain values only. Raises ImageError for a file that is none.
+
+    Nothing in it is executed, and it takes no more memory than the file has bytes.
+    """
     try:
-        data = io.BytesIO(Path(path).read_bytes())
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         raise ImageError(f"{path}: no such checkpoint; train one first with sdrl_all.py") from None
     except OSError as error:
@@ -137,13 +142,41 @@ def load(path, device="cpu"):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that it refuses next
-            content = torch.load(data, map_location=device, weights_only=True)
+            # torch stores as it is what others could compress a thousand times; its formats before version 1.6 are no
+            # zip files, say nothing of the sizes that they ask for, and could execute code up to torch 2.5
+            if not data.startswith(b"PK\3\4"):
+                raise ValueError("not in the zip format that torch writes since version 1.6")
+            if sum(entry.file_size for entry in zipfile.ZipFile(io.BytesIO(data)).infolist()) > len(data):
+                raise ValueError("compressed")
+            content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for what is no checkpoint; all mean the same to the user
         raise ImageError(f"{path}: damaged, or not a checkpoint of tensors and plain values, the only kind that is opened "
-                         f"({type(error).__name__}); train one with sdrl_all.py") from None
+                         f"({error if type(error) is ValueError else type(error).__name__}); "
+                         "train one with sdrl_all.py") from None
     if not isinstance(content, dict) or "model" not in content:
         raise ImageError(f"{path}: a checkpoint without an entry 'model'; train one with sdrl_all.py")
     return content
+
+
+def load_weights(model, weights, path, backbone):
+    """Put the weights of a checkpoint into a network. Raises ImageError where they are another network's or not finite."""
+    try:
+        own = model.state_dict()
+        kinds = {name: tensor.is_floating_point() for name, tensor in weights.items()}
+        if any(kinds[name] != own[name].is_floating_point() for name in own.keys() & kinds.keys()):
+            raise TypeError("whole numbers in place of fractions, or the reverse")
+        model.load_state_dict(weights)
+    except Exception as error:  # as many kinds as there are ways to be something else
+        detail = " ".join(str(error).split())[:200]
+        raise ImageError(f"{path}: its weights are not those of a {backbone} ({detail})") from None
+    check_weights(model, path)
+
+
+def check_weights(model, path):
+    """Raise ImageError naming `path` where a network's weights are not all finite."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ImageError(f"{path}: NaN or infinite weights ({name}); take an older one, or train again with a smaller --lr")
 
 
 def gather_images(images, folder, references_path):
@@ -178,11 +211,45 @@ def resume_state(path, options):
     missing = {"backbone", "epoch", "losses", "optimizer", "options"} - content.keys()
     if missing:
         raise ImageError(f"{path}: nothing to go on from (without {', '.join(sorted(missing))}); start anew without --resume")
-    different = [name for name, value in options.items() if content["options"].get(name) != value]
+    saved = content["options"] if isinstance(content["options"], dict) else {}
+    # the types first: a tensor compares to nothing
+    different = [name for name, value in options.items() if (type(saved.get(name)), saved.get(name)) != (type(value), value)]
     if different:
         raise ImageError(f"{path}: was made with another --{', --'.join(different)}; "
                          "use the same or start anew without --resume")
     return content
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def restore(content, path, model, optimizer):
+    """Put the content of a progress file into a network and its Adam; returns (epochs done, [(loss, seconds)] of each).
+
+    Raises ImageError where it does not belong there or is not finite.
+    """
+    load_weights(model, content["model"], path, content["backbone"])
+    try:
+        # of the file only what Adam has learnt: its settings are those of the command line, which are the same
+        steps = {index: {name: content["optimizer"]["state"][index][name] for name in ("step", *MOMENTS)}
+                 for index, _ in enumerate(model.parameters())}
+        for parameter, entry in zip(model.parameters(), steps.values()):
+            if entry["step"].shape != () or not entry["step"] >= 1:
+                raise ValueError("a number of steps")
+            for name in MOMENTS:
+                if (entry[name].shape, entry[name].dtype) != (parameter.shape, parameter.dtype):
+                    raise ValueError(f"{name} of another size")
+                if not entry[name].isfinite().all():
+                    raise ValueError(f"{name} is not finite")
+        optimizer.load_state_dict({"state": steps, "param_groups": optimizer.state_dict()["param_groups"]})
+        epoch, losses = content["epoch"], [(float(loss), float(seconds)) for loss, seconds in content["losses"]]
+        if type(epoch) is not int or epoch != len(losses):
+            raise ValueError("epochs that do not fit the losses")
+    except Exception as error:  # as many kinds as there are ways to be something else
+        detail = " ".join(str(error).split())[:200]
+        raise ImageError(f"{path}: its progress is not that of such a training ({type(error).__name__}: {detail}); "
+                         "start anew without --resume") from None
+    return epoch, losses
 
 
 def main(args):
@@ -205,9 +272,7 @@ def main(args):
     autocast, scaler = mixed_precision(device, args.amp)
     first, losses = 0, []
     if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, losses = state["epoch"], state["losses"]
+        first, losses = restore(state, model_path / PROGRESS, model, optimizer)
 
     data = Crops(pairs, args.crop_size, args.seed, cache_fits(pairs, args.cache_gb))
     batches = Batches(len(data), args.batch_size, args.seed, first, rank, world)
@@ -217,6 +282,7 @@ def main(args):
     began = time.perf_counter()
 
     def write_checkpoints(epoch):
+        check_weights(model, f"{model_path / CHECKPOINT}, which is left as it was")
         holds = {"backbone": args.backbone, "identity": args.identity, "options": options, "epoch": epoch}
         save(model_path / PROGRESS, **holds, model=model.state_dict(), optimizer=optimizer.state_dict(), losses=losses)
         save(model_path / CHECKPOINT, **holds, model=model.state_dict())
@@ -233,6 +299,9 @@ def main(args):
                 dist.all_reduce(loss)
                 loss /= world
             losses.append((loss.item(), time.perf_counter() - began))
+            if not math.isfinite(losses[-1][0]):
+                raise ImageError(f"{model_path / CHECKPOINT}: left as it was, since the loss became NaN or infinite in epoch "
+                                 f"{batches.epoch + 1}; use a smaller --lr" + (" or leave out --amp" if args.amp else ""))
             bar.update()
             bar.set_postfix_str(f"loss {losses[-1][0]:.2e}", refresh=False)
             done = batches.epoch + 1
@@ -264,14 +333,14 @@ if __name__ == "__main__":
                              "(default: ./result_all/<last folder of --rainy_data_path>/)")
     run.add_learning_flags(parser)
     parser.add_argument("--epoch", type=run.number(int, 1), default=2000, help="times that every photograph is used")
-    parser.add_argument("--lr", type=run.number(float, 0), default=1e-3, help="learning rate of Adam")
+    parser.add_argument("--lr", type=run.number(float, 0, 1e30), default=1e-3, help="learning rate of Adam")
     parser.add_argument("--lr_steps", type=run.number(int, 0), default=0, help="halve the rate every so many epochs; 0: never")
     parser.add_argument("--batch_size", type=run.number(int, 1), default=64, help="crops a step, of all processes together")
-    parser.add_argument("--crop_size", type=run.number(int, 1), default=64, help="pixels a side of the crops")
+    parser.add_argument("--crop_size", type=run.number(int, 1, 16_384), default=64, help="pixels a side of the crops")
     parser.add_argument("--identity", action="store_true", help="start at f(x) = x")
     parser.add_argument("--resume", action="store_true", help="go on from resume.pkl in --model_save_dir")
     parser.add_argument("--save_every", type=run.number(int, 1), default=50, help="epochs between checkpoints")
-    parser.add_argument("--workers", type=run.number(int, 0), default=0, help="processes that prepare crops")
+    parser.add_argument("--workers", type=run.number(int, 0, 256), default=0, help="processes that prepare crops")
     parser.add_argument("--cache_gb", type=run.number(float, 0), default=8,
                         help="decode everything once into a temporary file of at most that size, else when needed")
     run.start(main, parser)

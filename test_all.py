@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from models import BACKBONES, build
-from sdrl_all import load
+from sdrl_all import load, load_weights
 from utils import run
 from utils.inference import infer
 from utils.image import ImageError, list_images, read_image, tensor_to_uint8, write_like
@@ -20,13 +20,10 @@ def load_model(path, device):
     content = load(path, device)
     backbone = content.get("backbone", "Unet")
     if not isinstance(backbone, str) or backbone not in BACKBONES:
-        raise ImageError(f"{path}: holds an unknown backbone {backbone!r} (known: {', '.join(BACKBONES)})")
-    model = build(backbone, residual=bool(content.get("identity", False)))
-    try:
-        model.load_state_dict(content["model"])
-    except (RuntimeError, AttributeError, TypeError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise ImageError(f"{path}: its weights are not those of a {backbone} ({detail})") from None
+        name = repr(backbone[:50]) if isinstance(backbone, str) else f"of type {type(backbone).__name__}"
+        raise ImageError(f"{path}: holds an unknown backbone {name} (known: {', '.join(BACKBONES)})")
+    model = build(backbone, residual=content.get("identity", False) is True)
+    load_weights(model, content["model"], path, backbone)
     return model.to(device)
 
 

@@ -2,6 +2,7 @@
 
 Images in memory are arrays (H, W, 3) of uint8 in OpenCV's order, blue, green, red; masks are (H, W) of uint8.
 """
+import contextlib
 import io
 import os
 import re
@@ -129,12 +130,30 @@ def _decode(data, path, mask):
     # Pillow cuts 16-bit colour down to 8 bits without a word; the raw mode of its decoder still tells.
     if image.mode[0] in "IF" or any(re.search(r";16[BLN]", str(tile)) for tile in image.tile):
         raise ImageError(f"{path}: more than 8 bits a channel; convert it to 8 bits first")
-    image.load()
+    with _quiet_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
+        image.load()
     try:
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # as many for a damaged EXIF block, which is no damage to the picture
         turn = None
     return image if turn is None else image.transpose(turn)
+
+
+@contextlib.contextmanager
+def _quiet_libtiff():
+    """Keep libtiff, which writes to the process's stderr by itself, from adding lines to the one that is about to be raised."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def read_image(path):

@@ -47,6 +47,7 @@ def infer(model, rainy, tile_size=1024, amp=False):
 
     rainy: (H, W, 3) uint8 BGR. An image with both sides up to tile_size is one tile. Returns (1, 3, H, W) float32 RGB, not
     clipped, on the model's device or, where there are tiles, on the CPU.
+    Raises FloatingPointError where it is not finite.
     """
     model.eval()
     device = model_device(model)
@@ -56,7 +57,11 @@ def infer(model, rainy, tile_size=1024, amp=False):
 
     def output(window):
         with autocast():
-            return model(uint8_to_tensor(rainy[window], device)).float()
+            image = model(uint8_to_tensor(rainy[window], device)).float()
+        if not image.isfinite().all():
+            raise FloatingPointError(f"the network's output is not finite; {'leave out --amp or ' if amp else ''}train it with a "
+                                     "smaller --lr")
+        return image
 
     if len(tops) == len(lefts) == 1:
         return output(...)

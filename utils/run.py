@@ -59,6 +59,10 @@ def start(main, parser):
         sys.exit(code)
     except (ImageError, OSError) as error:
         sys.exit(f"{parser.prog}: {one_line(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        sys.exit(f"{parser.prog}: out of memory ({type(error).__name__}); try a smaller --crop_size or another backbone")
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; what is written so far is whole", file=sys.stderr)
         sys.exit(130)
@@ -116,11 +120,18 @@ def reason(path, error):
         return str(error)
     if isinstance(error, FloatingPointError):  # a loss or an output that is not finite
         return f"{path}: {error}"
-    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+    if out_of_memory(error):
         return f"{path}: out of memory ({type(error).__name__}); try --crop_size, a smaller image or another backbone"
     if not isinstance(error, OSError):
         traceback.print_exception(error)
     return f"{path}: {type(error).__name__}: {error}".replace("\n", " ")
+
+
+def out_of_memory(error):
+    """Whether an error of Python, torch or OpenCV says that there is not enough memory."""
+    said = str(error).lower()
+    signs = "out of memory", "not enough memory", "can't allocate memory", "insufficient memory", "bad_alloc"
+    return isinstance(error, MemoryError) or any(words in said for words in signs)
 
 
 def device(name):
