@@ -4,6 +4,7 @@ Images in memory are arrays (H, W, 3) of uint8 in OpenCV's order, blue, green, r
 """
 import contextlib
 import io
+import logging
 import os
 import re
 import tempfile
@@ -26,6 +27,8 @@ LARGEST = 512 * 10**6
 Image.MAX_IMAGE_PIXELS = LARGEST // 2
 FREE, FREE_MASK = 64 * 10**6, 200 * 10**6
 PIXELS_PER_BYTE = 20
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs of a damaged file is a line on stderr
 
 # Options of `write_png` for files that are many and soon read again. By measurement on references of 480x320, this is half
 # the time of compression level 1 for files 14% larger (`python -m utils.benchmark sdr` prints the table).

@@ -152,8 +152,8 @@ def device(name):
             torch.cuda.set_device(chosen)
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
-    except (RuntimeError, AssertionError) as error:
-        text = str(error).strip().splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError) as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ImageError(f"--device {name} cannot be used here ({text}); use --device cpu") from None
     return chosen
 
