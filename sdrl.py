@@ -25,7 +25,7 @@ RECIPES = {
     "fast": {"epoch": 100, "steps": 600, "lr": 1e-3, "identity": True, "average": 0.98, "crop_size": 64, "target": "mean",
              "weigh": True, "fuse": True, "white": True, "one_pass": True},
 }
-LOOK_EVERY = 100  # steps between two looks at whether the loss is finite, each of which a GPU has to wait for
+LOOK_EVERY = {"cpu": 1, "gpu": 100}  # steps between looks at whether the loss is finite, each of which a GPU has to wait for
 DOUBT = 10  # grey levels (0 to 255): the spread of a pixel's references at which its certainty is one half
 
 
@@ -136,7 +136,7 @@ def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, 
         return tensor_to_uint8(white_rain(output, x) if white else output)
 
     finite = torch.ones((), dtype=torch.bool, device=device)
-    look_every = 1 if device.type == "cpu" else LOOK_EVERY
+    look_every = LOOK_EVERY["cpu" if device.type == "cpu" else "gpu"]
     model.train()
     with autocast():
         network = compiled(model, x[crop.first()]) if compile else model

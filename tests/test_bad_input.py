@@ -338,17 +338,17 @@ def test_control_c_and_running_out_of_memory(copy, monkeypatch, command):
 # --- flags ---------------------------------------------------------------------------------------------------------
 
 ANY = {"seed": ["-1", "x", "1.5", "99999999999999999999"], "tile_size": ["0", "-1", "255"]}
-NSS = {"sdr_num": ["0", "-1", "x"], "K": ["0", "-1", "1.5"], "k": ["0", "-1", "2", "4"], "pow": ["-0.5", "nan", "inf", "x"],
-       "threshold": ["-1", "256"]}
-ALONE = {**ANY, "epoch": ["0", "-1"], "steps": ["-1"], "lr": ["-1", "nan", "inf"], "average": ["-0.1", "1", "nan"],
+NSS = {"sdr_num": ["0", "-1", "x", "100001"], "K": ["0", "-1", "1.5", "256"], "k": ["0", "-1", "2", "4", "257"],
+       "pow": ["-0.5", "nan", "inf", "x"], "threshold": ["-1", "256"]}
+ALONE = {**ANY, "epoch": ["0", "-1"], "steps": ["-1"], "lr": ["-1", "nan", "inf", "1e31"], "average": ["-0.1", "1", "nan"],
          "crop_size": ["-1", "x"]}
 NUMBERS = {
-    LDGP: {"patch_size": ["0", "-1", "31", "8.5"], "kernel_size": ["0", "-1", ""]},
+    LDGP: {"patch_size": ["0", "-1", "31", "8.5"], "kernel_size": ["0", "-1", "", "10001"]},
     SDR: {**NSS, "seed": ["-1", "x", "4294967296"]},
     SDRL: ALONE,
     ONLINE: {**ALONE, **NSS},
-    ALL: {**ANY, "epoch": ["0", "-1"], "lr": ["-1", "nan", "inf"], "lr_steps": ["-1"], "batch_size": ["0", "-1"],
-          "crop_size": ["0", "-1"], "save_every": ["0", "-1"], "workers": ["-1"], "cache_gb": ["-1", "nan"]},
+    ALL: {**ANY, "epoch": ["0", "-1"], "lr": ["-1", "nan", "inf", "1e31"], "lr_steps": ["-1"], "batch_size": ["0", "-1"],
+          "crop_size": ["0", "-1", "16385"], "save_every": ["0", "-1"], "workers": ["-1", "257"], "cache_gb": ["-1", "nan"]},
     TEST: {"tile_size": ANY["tile_size"]},
 }
 OTHERS = {"help", "dataset", "device", "backbone", "recipe", "amp", "resume", "independent", "true_cells", "model_save_dir"} | {
