@@ -483,7 +483,7 @@ def test_resuming_what_does_not_fit(copy):
 def test_the_shell_sees_the_same(spoilt, script, tmp_path):
     """As processes of their own: lines on stderr, and the exit codes."""
     done = from_shell(script, "python sdr.py --k=4", "", tmp_path, ok=False)
-    assert done.stderr == "sdr.py: argument --k: '4' is not a whole number at least 1 and odd (see --help)\n"
+    assert done.stderr == "sdr.py: argument --k: '4' is not a whole number from 1 to 255 and odd (see --help)\n"
     assert (done.returncode, done.stdout) == (2, "")
     done = from_shell(script, f"python ldgp.py --input_path={tmp_path}/nowhere", "", tmp_path, ok=False)
     assert done.stderr == f"ldgp.py: {tmp_path}/nowhere: no such folder; put the images there or name another one\n"
