@@ -316,6 +316,7 @@ def test_values_and_folders_with_leading_dashes(tmp_path):
     stage(LDGP, "--input_path=-in --save_path=--out", tmp_path)
     assert set(files(tmp_path / "--out")) == {"-x.png"}
     complaint(stage(LDGP, "--input_path -in", tmp_path, ok=False), "argument --input_path: expected one argument")
+    complaint(stage(LDGP, "--kernel_size=--", tmp_path, ok=False), "argument --kernel_size: ")
 
 
 def test_links_are_followed_when_read_and_replaced_when_written(tmp_path):

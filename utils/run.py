@@ -18,6 +18,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
+    def parse_args(self, *arguments):
+        args = super().parse_args(*arguments)
+        for name, value in vars(args).items():
+            if value == []:  # what argparse before Python 3.13 makes of --name=--
+                self.error(f"argument --{name}: expected one argument")
+        return args
+
     def error(self, message):
         self.exit(2, f"{self.prog}: {one_line(message)} (see --help)\n")
 
