@@ -5,6 +5,7 @@
 """
 import io
 import math
+import os
 import sys
 import tempfile
 import time
@@ -256,7 +257,7 @@ def main(args):
     rank, world = run.ranks()
     device = run.device(args.device)
     folder = Path(args.rainy_data_path)
-    model_path = Path(args.model_save_dir or f"./result_all/{folder.resolve().name}")
+    model_path = Path(args.model_save_dir or f"./result_all/{Path(os.path.realpath(folder)).name}")
     images = list_images(folder / "input")
     run.check_results(images, args.result_path, model_path)
     options = {key: getattr(args, key) for key in ("backbone", "seed", "lr", "lr_steps", "batch_size", "crop_size", "identity")}

@@ -114,10 +114,10 @@ def each_image(images, work, *results, unit="image", failed=0):
 
 def check_results(images, *folders):
     """Raise ImageError for a folder that cannot take results, or in which they could replace the images themselves."""
-    sources = {paths[0].parent.resolve() for paths in images.values()}
+    sources = {os.path.realpath(paths[0].parent) for paths in images.values()}
     for folder in folders:
         check_results_folder(folder)
-        if Path(folder).resolve() in sources:
+        if os.path.realpath(folder) in sources:  # not Path.resolve, which fails at a link to itself
             raise ImageError(f"{folder}: results would replace the photographs in it; name another folder for them")
 
 
