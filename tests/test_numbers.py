@@ -330,7 +330,7 @@ def test_every_flag_with_every_nasty_value(two, command, capsys):
                 short = SHORTEST[command] + ("" if command in (LDGP, SDR, TEST) else " --backbone=DnCNN")
                 done = stage(command, f"{short} '--{flag}={value}'", two, ok=None)
             assert "Traceback" not in done.stderr and done.returncode in runs, (flag, value, done.stderr)
-            assert done.returncode == 0 or complaints(done)
+            assert done.returncode == 0 or done.stderr.strip()
             runs[done.returncode] += 1
     write_png(two / DATA / "input/eins.png", photograph(32, 35, 1))
     with capsys.disabled():

@@ -196,7 +196,7 @@ def check_size(other, other_path, image, image_path):
 def check_results_folder(folder):
     """Raise ImageError unless `folder` is one that files can be written to, or can be made: before hours of work, not after."""
     folder = Path(folder)
-    existing = next(part for part in (folder, *folder.parents) if part.exists())
+    existing = next(part for part in (folder, *folder.parents) if part.exists() or part.is_symlink())
     if not existing.is_dir():
         raise ImageError(f"{existing}: a file, but a folder for results is needed there; move it or name another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
