@@ -20,9 +20,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, *arguments):
         args = super().parse_args(*arguments)
-        for name, value in vars(args).items():
-            if value == []:  # what argparse before Python 3.13 makes of --name=--
-                self.error(f"argument --{name}: expected one argument")
+        for action in self._actions:
+            if action.nargs is None and getattr(args, action.dest, None) == []:  # argparse before Python 3.13: --name=--
+                self.error(f"argument --{action.dest}: expected one argument")
         return args
 
     def error(self, message):
