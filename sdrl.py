@@ -15,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from models import build
 from utils import run
 from utils.inference import infer, mixed_precision, model_device
-from utils.image import (ImageError, check_size, list_images, only, read_image, tensor_to_uint8, uint8_to_tensor,
-                         write_like)
+from utils.image import ImageError, check_size, list_images, only, png_like, read_image, tensor_to_uint8, uint8_to_tensor
+from utils.record import LEARNING, Record
 
 # What a recipe sets; a flag given on the command line wins.
 RECIPES = {
@@ -215,6 +215,7 @@ def add_flags(parser):
     parser.add_argument("--sdr_data_path", default=folder + "sdr/", help="their references, by sdr.py")
     parser.add_argument("--result_path", default=folder + "result/", help="where the derained photographs go")
     run.add_learning_flags(parser)
+    run.add_overwrite_flag(parser)
     parser.add_argument("--recipe", default="paper", choices=list(RECIPES), help="what the flags below start from")
 
     def add(name, meaning, **options):
@@ -244,6 +245,16 @@ def recipe_options(args):
     return chosen.pop("identity"), {**chosen, "tile_size": args.tile_size, "amp": args.amp, "seed": args.seed}
 
 
+def result_record(stage, args, device, sources, **more):
+    """The `Record` of the photographs derained with these flags, here and in sdrl_online.py. more: settings besides."""
+    identity, options = recipe_options(args)
+    settings = {"backbone": args.backbone, "identity": identity, **options, **more}
+    if settings["steps"]:
+        del settings["epoch"]  # which means nothing then
+    return Record(stage, settings, lambda path: {"result": Path(args.result_path) / f"{path.stem}.png"}, sources, LEARNING,
+                  {"device": device.type}, args.overwrite)
+
+
 def main(args):
     device, (identity, options) = run.device(args.device), recipe_options(args)
     source, result, references_path = Path(args.rainy_data_path) / "input", Path(args.result_path), Path(args.sdr_data_path)
@@ -252,15 +263,20 @@ def main(args):
     hint = (f'run sdr.py first: python sdr.py --input_path="{source}" --ldgp_path="{folder / "ldgp"}" '
             f'--save_path="{references_path}" --fuse_save_path="{folder / "sdr(fuse)"}"')
 
+    def sources(path):
+        return path, *(only(paths) for paths in list_images(references_path / path.stem, hint).values())
+
+    record = result_record("sdrl.py", args, device, sources)
+
     def work(path, bar):
         rainy = read_image(path)
         references = read_references(references_path / path.stem, rainy, path, hint)
         model = fresh_model(args.backbone, args.seed, device, identity)
         bar.reset(options["steps"] or options["epoch"] * len(references))
         derained = derain(model, rainy, references, report=run.LossLine(bar), **options)
-        write_like(result / f"{path.stem}.png", derained, path)
+        record.write(path, png_like(derained, path))
 
-    return run.each_image(images, work, result, unit="step")
+    return run.each_image(images, work, result, record=record, unit="step")
 
 
 if __name__ == "__main__":

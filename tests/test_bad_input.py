@@ -351,7 +351,7 @@ NUMBERS = {
           "crop_size": ["0", "-1"], "save_every": ["0", "-1"], "workers": ["-1"], "cache_gb": ["-1", "nan"]},
     TEST: {"tile_size": ANY["tile_size"]},
 }
-OTHERS = {"help", "dataset", "device", "backbone", "recipe", "amp", "resume", "independent", "true_cells", "model_save_dir"} | {
+OTHERS = {"help", "dataset", "device", "backbone", "recipe", "amp", "resume", "overwrite", "independent", "true_cells", "model_save_dir"} | {
     name for name, value in RECIPES["paper"].items() if isinstance(value, (bool, str))}
 
 
