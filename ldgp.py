@@ -3,9 +3,13 @@
     python ldgp.py --dataset="Rain100L" --patch_size=80 --kernel_size=10
 """
 import math
+import signal
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
+
+if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import cv2
 import numpy as np

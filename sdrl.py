@@ -4,8 +4,12 @@
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
 import argparse
+import signal
 from pathlib import Path
 from typing import NamedTuple
+
+if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch

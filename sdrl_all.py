@@ -4,11 +4,15 @@
         --result_path="./dataset/Rain100L/result/"
 """
 import io
+import signal
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+
+if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch

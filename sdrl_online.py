@@ -3,7 +3,11 @@
     python sdrl_online.py --rainy_data_path="./dataset/Rain100L/" --sdr_data_path="./dataset/Rain100L/sdr/" \\
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
+import signal
 from pathlib import Path
+
+if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 

@@ -3,7 +3,11 @@
     python test_all.py --data_path="./dataset/Rain100L/" --model_path="./result_all/Rain100L/model.pkl" \\
         --result_path="./result_all/Rain100L/image/"
 """
+import signal
 from pathlib import Path
+
+if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from models import BACKBONES, build
 from sdrl_all import load

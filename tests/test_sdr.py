@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import sdr
 from sdr import Fusion, Sampler, fuse, sample_references, write_references
-from utils.image import ImageError, read_image, read_mask, write_png
+from utils.image import ImageError, read_image, read_mask, write_bytes, write_png
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 FULL_IMAGES = ["1", "2", "3"]
