@@ -238,7 +238,7 @@ def main(args):
     files = [path for rainy, references in pairs for path in (rainy, *references)]
     # what decides on the digits besides, also of the photographs; that is not asked of who says --resume
     run_now = {**{f"--{name}": value for name, value in options.items()}, "--amp": args.amp, "device": device.type,
-               "processes": world, "torch": torch.__version__, "photographs and references":
+               "processes": world, "torch": str(torch.__version__), "photographs and references":
                digest("".join(map(input_digest, files)).encode()) if rank == 0 else None}
     if rank == 0:
         model_path.mkdir(parents=True, exist_ok=True)
@@ -269,7 +269,7 @@ def main(args):
     trained = DistributedDataParallel(model) if world > 1 else model
     began = time.perf_counter()
 
-    def write_checkpoints(epoch):
+    def write_checkpoints(epoch, names=(PROGRESS, CHECKPOINT, LOSSES)):
         holds = {"backbone": args.backbone, "identity": args.identity, "options": options, "epoch": epoch}
         lines = [f"{number},{loss:.8g},{seconds:.1f}" for number, (loss, seconds) in enumerate(losses, 1)]
         contents = {
@@ -277,12 +277,12 @@ def main(args):
                                        run=run_now),
             CHECKPOINT: checkpoint_bytes(**holds, model=model.state_dict()),
             LOSSES: "\n".join(["epoch,loss,seconds", *lines, ""]).encode()}
-        for name, data in contents.items():
-            if file_digest(model_path / name) != digest(data):
-                write_bytes(model_path / name, data)
+        for name in names:
+            if file_digest(model_path / name) != digest(contents[name]):
+                write_bytes(model_path / name, contents[name])
 
     if state and rank == 0:
-        write_checkpoints(first)  # those that a run did not come to that was killed after the first of them
+        write_checkpoints(first, [CHECKPOINT, LOSSES])  # which a run did not come to that was killed after the first
     with tqdm(total=args.epoch, initial=first, unit="epoch", dynamic_ncols=True, disable=rank > 0, desc="sdrl_all.py") as bar:
         for batches.epoch in range(first, args.epoch):
             for group in optimizer.param_groups:

@@ -12,10 +12,12 @@ from utils.image import HOST, list_images, read_image, write_png
 from utils.record import Record
 
 from test_bad_input import complaint
-from test_stages import ALL, LDGP, ONLINE, SDR, SDRL, SHORT, TEST, data_set, files, photograph, same_weights, stage, weights
+from test_stages import SHORT as USUAL
+from test_stages import ALL, LDGP, ONLINE, SDR, SDRL, TEST, data_set, files, photograph, same_weights, stage, weights
 
 DATA = "dataset/Rain100L"
 NAMES = ("lac", "mer", "rue")
+SHORT = {**USUAL, **{command: f"{USUAL[command]} --backbone=DnCNN" for command in (SDRL, ONLINE, ALL)}}  # small checkpoints
 # Where each stage's results are, and a flag that makes others.
 PLACES = {LDGP: [f"{DATA}/ldgp"], SDR: [f"{DATA}/sdr", f"{DATA}/sdr(fuse)"], SDRL: [f"{DATA}/result"], ONLINE: [f"{DATA}/result"],
           ALL: [f"{DATA}/result", "result_all/Rain100L"], TEST: ["result_all/Rain100L/image"]}

@@ -6,6 +6,7 @@ result and none for the run: so processes that share a folder never write the sa
 result tells its own story whatever came later. A record is written before its result: a result without one, or of another
 digest, was not left there by a run that was killed, and is nobody's to overwrite.
 """
+import errno
 import hashlib
 import importlib
 import itertools
@@ -133,7 +134,7 @@ class Record:
         try:
             place.parent.mkdir(exist_ok=True)
         except FileNotFoundError:
-            raise ImageError(f"{place.parent.parent}: this folder is gone") from None
+            raise FileNotFoundError(errno.ENOENT, "this folder is gone", str(place.parent.parent)) from None
         torch = sys.modules.get("torch")
         entry = {**self.about, "threads": torch.get_num_threads() if torch else None, "made_from": self.made_from[path],
                  "results": results, "replaces": self.ours[path]}

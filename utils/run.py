@@ -168,6 +168,8 @@ def reason(path, error):
         return str(error)
     if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
         return f"{path}: out of memory ({type(error).__name__}); try --crop_size, a smaller image or another backbone"
+    if isinstance(error, OSError) and error.filename:
+        return f"{path}: {error.strerror} ({error.filename})"
     if not isinstance(error, OSError):
         traceback.print_exception(error)
     return f"{path}: {type(error).__name__}: {error}".replace("\n", " ")
