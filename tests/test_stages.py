@@ -503,12 +503,12 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 def test_sdrl_on_two_processes(chain, copy, script):
     """The same bytes as of one process, every result once, one line at the end that counts both processes' images."""
     place = copy / "dataset/Rain100L"
-    shutil.rmtree(place / "result")
     (place / "input/nuit.png").write_text("no image")  # the second of three: not process 0's
     done = from_shell(script, SDRL, SHORT[SDRL], copy, before=TORCHRUN, ok=False)
     assert files(place / "result") == chain[2][SDRL]
     assert done.stdout.splitlines() == [last_line(done, "sdrl.py", 3, "dataset/Rain100L/result", failed=1)]
     assert len(re.findall(r"sdrl\.py: failed: .*nuit\.png", done.stderr)) == 1
+    assert len(re.findall("2 results of sdrl_all.py moved to dataset/Rain100L/result/earlier-3", done.stderr)) == 1
 
 
 def test_sdrl_all_on_two_processes(copy, script):

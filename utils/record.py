@@ -103,8 +103,11 @@ class Record:
 
     def look(self, path):
         """What there is to do for an image: "done", nothing; "changed", all, as its sources are others now; "new", all."""
-        sources = [Path(source) for source in self.sources(path)]
-        self.made_from[path], self.ours[path] = [input_digest(source) for source in sources], []
+        self.made_from[path], self.ours[path] = [], []
+        try:
+            self.made_from[path] = [input_digest(source) for source in self.sources(path)]
+        except ImageError:
+            return "new"  # doing it will fail as well, and say so; first of all where it is the photograph that is no good
         found = self.read(path)
         if self.overwrite:
             return "new"
