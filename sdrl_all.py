@@ -198,7 +198,8 @@ def differences(path, run_now, epochs):
     then = content.get("run")
     if not isinstance(then, dict):
         return "without a record"
-    words = [f"{name} {short(then.get(name))}, now {short(value)}" for name, value in run_now.items() if then.get(name) != value]
+    words = [f"{name} {short(then.get(name))}, now {short(value)}" for name, value in run_now.items()
+             if then.get(name) != value]
     if content["epoch"] > epochs:
         words.append(f"--epoch {content['epoch']}, now {epochs}")
     return f"of another run: {'; '.join(words[:3])}{'; ...' * (len(words) > 3)}" if words else ""

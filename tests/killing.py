@@ -2,7 +2,8 @@
 
     python tests/killing.py KILL 50 SEED FOLDER OUTPUTS sdr.py --sdr_num=5 ...
 
-Each run is a fork of this process, which has loaded the libraries: so a run takes no longer than its work. Prints counts as JSON.
+Each run is a fork of this process, which has loaded the libraries, so that it takes no longer than its work. Prints counts as
+JSON.
 """
 import io
 import json

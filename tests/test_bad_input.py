@@ -249,7 +249,8 @@ def test_references_are_missing(copy, script, command):
     last_line(done, name, 2, f"./{DATA}/result/" if command == ALL else f"{DATA}/result", failed=1)
     assert set(files(copy / DATA / "result")) == {"gut.png"}
     (copy / DATA / "sdr/zwei").mkdir()
-    empty = complaint(stage(command, f"{SHORTEST[command]} --overwrite", copy, ok=False), f"{name}: failed: ", f"{DATA}/sdr/zwei")
+    done = stage(command, f"{SHORTEST[command]} --overwrite", copy, ok=False)
+    empty = complaint(done, f"{name}: failed: ", f"{DATA}/sdr/zwei")
     assert empty.partition("; run ")[2] == line.partition("; run ")[2]
 
     shutil.rmtree(copy / DATA / "sdr")
@@ -355,8 +356,8 @@ NUMBERS = {
           "crop_size": ["0", "-1"], "save_every": ["0", "-1"], "workers": ["-1"], "cache_gb": ["-1", "nan"]},
     TEST: {"tile_size": ANY["tile_size"]},
 }
-OTHERS = {"help", "dataset", "device", "backbone", "recipe", "amp", "resume", "overwrite", "independent", "true_cells", "model_save_dir"} | {
-    name for name, value in RECIPES["paper"].items() if isinstance(value, (bool, str))}
+OTHERS = {"help", "dataset", "device", "backbone", "recipe", "amp", "resume", "overwrite", "independent", "true_cells",
+          "model_save_dir"} | {name for name, value in RECIPES["paper"].items() if isinstance(value, (bool, str))}
 
 
 @each_stage

@@ -141,7 +141,8 @@ def copy(chain, tmp_path):
 
 
 def test_the_chain_makes_the_tree_that_the_readme_shows(chain):
-    made = {str(path.relative_to(chain[0])) for path in chain[0].rglob("*") if path.is_file() and ".rain2avoid" not in path.parts}
+    made = {str(path.relative_to(chain[0])) for path in chain[0].rglob("*")
+            if path.is_file() and ".rain2avoid" not in path.parts}
     expected = {f"result_all/Rain100L/{name}" for name in ("model.pkl", "resume.pkl", "loss.csv")}
     for stem in ("rue", "lac"):
         expected |= {f"dataset/Rain100L/{part}/{stem}.png" for part in (

@@ -53,10 +53,11 @@ def input_digest(path):
 class Record:
     """The records of a stage's results.
 
-    stage: the script's name. settings: {flag: value} of all that decides on the bytes. results: a function from a photograph's path
-    to {name: path} of its result files, or folders of files; the record lies beside the first. sources: a function from it
-    to the files that its results are made from. versions: {name: value} of what else decides. libraries: those whose
-    versions do. overwrite: nothing counts as done, and other runs' results are replaced instead of set aside.
+    stage: the script's name. settings: {flag: value} of all that decides on the bytes. results: a function from a
+    photograph's path to {name: path} of its result files, or folders of files; the record lies beside the first. sources:
+    a function from it to the files that its results are made from. libraries: those whose versions decide on the bytes.
+    versions: {name: value} of what else does. overwrite: nothing counts as done, and other runs' results are replaced
+    instead of set aside.
     """
 
     def __init__(self, stage, settings, results, sources, libraries=IMAGES, versions=None, overwrite=False):

@@ -277,6 +277,9 @@ def _sum_over_ranks(*values):
     import torch.distributed as dist
 
     total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total)
+    try:
+        dist.all_reduce(total)
+    except RuntimeError:
+        raise ImageError("another process of this run has ended early; see what it says") from None
     *counts, last = total.tolist()
     return *map(int, counts), last
