@@ -20,7 +20,8 @@ NAMES = ("lac", "mer", "rue")
 SHORT = {**USUAL, **{command: f"{USUAL[command]} --backbone=DnCNN" for command in (SDRL, ONLINE, ALL)}}  # small checkpoints
 # Where each stage's results are, and a flag that makes others.
 PLACES = {LDGP: [f"{DATA}/ldgp"], SDR: [f"{DATA}/sdr", f"{DATA}/sdr(fuse)"],
-          SDRL: [f"{DATA}/result"], ONLINE: [f"{DATA}/result"], ALL: [f"{DATA}/result", "result_all/Rain100L"], TEST: ["result_all/Rain100L/image"]}
+          SDRL: [f"{DATA}/result"], ONLINE: [f"{DATA}/result"], ALL: [f"{DATA}/result", "result_all/Rain100L"],
+          TEST: ["result_all/Rain100L/image"]}
 OTHER = {LDGP: "--kernel_size=7", SDR: "--seed=1", SDRL: "--seed=4", ONLINE: "--K=5", ALL: "--lr=0.01", TEST: "--amp"}
 each_stage = pytest.mark.parametrize("command", PLACES, ids=[command.split()[1] for command in PLACES])
 
