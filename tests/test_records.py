@@ -154,7 +154,8 @@ def test_what_is_not_whole_or_not_of_this_input_is_done_again(done, made, comman
     spoil(result.unlink, False)
     spoil(lambda: result.write_bytes(result.read_bytes()[:50]), True, "1 result edited or damaged since moved to")
     spoil(record.unlink, True, "1 result without a record moved to")
-    for text in ("", "{", "[]", '{"stage": 1}', record.read_text().replace('"results"', '"x"'), '"' * 9, "[" * 100000):
+    damaged = ["{", "", "[]", '{"stage": 1}', record.read_text().replace('"results"', '"x"'), '"' * 9, "[" * 100000]
+    for text in damaged if command == LDGP else damaged[:1]:
         spoil(lambda: record.write_text(text), True, "1 result without a record moved to")
     spoil(lambda: record.write_text(record.read_text().replace(f'"numpy": "{np.__version__}"', '"numpy": "1.0"')), True,
           f"1 result of another run (numpy 1.0, now {np.__version__}) moved to")
