@@ -3,15 +3,20 @@
     python ldgp.py --dataset="Rain100L" --patch_size=80 --kernel_size=10
 """
 import math
+import signal
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
+
+if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import cv2
 import numpy as np
 
 from utils import run
-from utils.image import ImageError, list_images, read_image, write_png
+from utils.image import ImageError, list_images, png_bytes, read_image
+from utils.record import Record
 
 CELL = 8  # pixels; the cells, blocks and bins of Dalal and Triggs' descriptor as the paper uses it
 BLOCK = 4  # cells a side
@@ -122,10 +127,18 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
     return np.ascontiguousarray(rotate(streaks, -degrees)[top : top + height, left : left + width])
 
 
+def mask_record(folder, patch_size=80, kernel_size=10, true_cells=False, overwrite=False):
+    """The `Record` of the masks in a folder, here and in sdrl_online.py."""
+    settings = {"patch_size": patch_size, "kernel_size": kernel_size, "true_cells": true_cells}
+    return Record("ldgp.py", settings, lambda path: {"mask": Path(folder) / f"{path.stem}.png"}, lambda path: [path],
+                  overwrite=overwrite)
+
+
 def main(args):
     check_opencv()
     source = Path(args.input_path or f"./dataset/{args.dataset}/input")
     target = Path(args.save_path or f"./dataset/{args.dataset}/ldgp")
+    record = mask_record(target, args.patch_size, args.kernel_size, args.true_cells, args.overwrite)
 
     def work(path, bar):
         image = read_image(path)
@@ -133,10 +146,10 @@ def main(args):
             mask = rain_mask(image, args.patch_size, args.kernel_size, not args.true_cells)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
-        write_png(target / f"{path.stem}.png", mask)
+        record.write(path, png_bytes(mask))
         bar.set_postfix_str(f"rain {np.mean(mask > 0):.0%}", refresh=False)
 
-    return run.each_image(list_images(source), work, target)
+    return run.each_image(list_images(source), work, target, record=record)
 
 
 if __name__ == "__main__":
@@ -150,4 +163,5 @@ if __name__ == "__main__":
                         help="shortest bright run, in pixels along the rain, that counts as a streak")
     parser.add_argument("--true_cells", action="store_true",
                         help="credit gradients to the cell they were measured in; the published masks do not")
+    run.add_overwrite_flag(parser)
     run.start(main, parser)

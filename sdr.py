@@ -3,8 +3,11 @@
     python sdr.py --input_path="./dataset/Rain100L/input/" --ldgp_path="./dataset/Rain100L/ldgp/" \\
         --save_path "./dataset/Rain100L/sdr/" --fuse_save_path "./dataset/Rain100L/sdr(fuse)/"
 """
+import errno
 import itertools
 import os
+import shutil
+import signal
 import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,11 +15,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import cv2
 import numpy as np
 
 from utils import run
-from utils.image import PNG_FAST, ImageError, check_size, companion, list_images, read_image, read_mask, write_png
+from utils.image import (PNG_FAST, UMASK, ImageError, check_size, companion, list_images, png_bytes, read_image, read_mask,
+                         unfinished, write_bytes)
+from utils.record import Record, digest
 
 STRIP_PIXELS = 1 << 19  # an image is worked on in strips of about this many pixels, which bounds the memory
 
@@ -343,19 +351,27 @@ def fuse(references):
     return fusion.mean()
 
 
-def write_references(references, folder, pool):
-    """Write SDRs as <folder>/0.png, 1.png, ..., all or none; older ones of higher numbers are removed. Returns their mean.
+def write_references(references, folder, pool, announce=None):
+    """Write SDRs as <folder>/0.png, 1.png, ..., all or none, in the place of older ones. Returns their mean.
 
+    announce: called with ({"0.png": digest of its bytes, ...}, mean) when all are written, before they take their place.
     Raises ImageError where the folder is a link: what it leads to is not ours to write to.
     """
     if folder.is_symlink():
         raise ImageError(f"{folder}: a link, through which references would be written elsewhere; remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fusion, pending = Fusion(), deque()
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".part") as unfinished:
+    fusion, pending, digests = Fusion(), deque(), {}
+    new = Path(tempfile.mkdtemp(**unfinished(folder.parent)))
+
+    def write(name, reference):
+        data = png_bytes(reference, PNG_FAST)
+        write_bytes(new / name, data)
+        digests[name] = digest(data)
+
+    try:
         try:
             for number, reference in enumerate(references):
-                pending.append(pool.submit(write_png, Path(unfinished) / f"{number}.png", reference, PNG_FAST))
+                pending.append(pool.submit(write, f"{number}.png", reference))
                 fusion.add(reference)
                 if len(pending) > 2 * os.cpu_count():  # large references must not pile up in memory
                     pending.popleft().result()
@@ -363,13 +379,40 @@ def write_references(references, folder, pool):
             wait(pending)  # after a failure too: the folder is about to be removed
         for writing in pending:
             writing.result()
-        folder.mkdir(exist_ok=True)
-        for path in Path(unfinished).iterdir():
-            path.replace(folder / path.name)
-    for path in folder.glob("*.png"):
-        if path.stem.isdigit() and int(path.stem) >= fusion.number:
-            path.unlink()
-    return fusion.mean()
+        new.chmod(0o777 & ~UMASK)
+        mean = fusion.mean()
+        if announce:
+            announce({name: digests[name] for name in sorted(digests)}, mean)
+        replace_references(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)  # it is gone where all went well
+    return mean
+
+
+def replace_references(new, folder):
+    """Give a new folder of references the place of an old one, whose other files, if any, it takes over."""
+    replaced = []
+    while True:
+        try:
+            new.rename(folder)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        old = Path(tempfile.mkdtemp(**unfinished(folder.parent)))
+        old.rmdir()  # it was made for its name
+        try:
+            folder.rename(old)
+        except FileNotFoundError:  # another process is replacing it as well
+            continue
+        replaced.append(old)
+    for old in replaced:
+        for path in old.iterdir():
+            if path.suffix == ".png" and path.stem.isdigit():
+                path.unlink()
+            else:
+                path.rename(folder / path.name)
+        old.rmdir()
 
 
 def add_nss_flags(parser):
@@ -390,19 +433,35 @@ def main(args):
     hint = f'run ldgp.py first: python ldgp.py --input_path="{args.input_path}" --save_path="{args.ldgp_path}"'
     inputs, masks = list_images(args.input_path), list_images(args.ldgp_path, hint)
     pool = ThreadPoolExecutor()
+    settings = {**nss_options(args), **{name: getattr(args, name) for name in ("sdr_num", "seed", "independent")}}
+
+    def results(path):
+        return {"references": Path(args.save_path) / path.stem, "fused": Path(args.fuse_save_path) / f"{path.stem}.png"}
+
+    def sources(path):
+        return path, companion(masks, path, args.ldgp_path, hint)
+
+    record = Record("sdr.py", settings, results, sources, overwrite=args.overwrite)
 
     def work(path, bar):
         image = read_image(path)
-        mask_path = companion(masks, path, args.ldgp_path, hint)
+        _, mask_path = sources(path)
         mask = read_mask(mask_path)
         check_size(mask, mask_path, image, path)
         sampler = Sampler(image, mask, **nss_options(args))
+        fused = []
+
+        def announce(digests, mean):
+            fused.append(png_bytes(mean))
+            names = {f"references/{name}": value for name, value in digests.items()}
+            record.enter(path, {**names, "fused": digest(fused[0])})
+
         references = sampler.references(args.sdr_num, args.seed, args.independent)
-        fused = write_references(references, Path(args.save_path) / path.stem, pool)
-        write_png(Path(args.fuse_save_path) / f"{path.stem}.png", fused)
+        write_references(references, results(path)["references"], pool, announce)
+        write_bytes(results(path)["fused"], fused[0])
         bar.set_postfix_str(f"filled {np.mean(mask > args.threshold):.0%}", refresh=False)
 
-    return run.each_image(inputs, work, args.save_path, args.fuse_save_path)
+    return run.each_image(inputs, work, args.save_path, args.fuse_save_path, record=record)
 
 
 if __name__ == "__main__":
@@ -416,4 +475,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=run.number(int, 0, 2**32 - 1), default=0, help="of the random draws")
     parser.add_argument("--independent", action="store_true",
                         help="every pixel draws numbers of its own; published: the same numbers for all")
+    run.add_overwrite_flag(parser)
     run.start(main, parser)

@@ -4,8 +4,12 @@
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
 import argparse
+import signal
 from pathlib import Path
 from typing import NamedTuple
+
+if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
@@ -15,8 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from models import build
 from utils import run
 from utils.inference import compiled, infer, mixed_precision, model_device
-from utils.image import (ImageError, check_size, list_images, only, read_image, tensor_to_uint8, uint8_to_tensor,
-                         write_like)
+from utils.image import ImageError, check_size, list_images, only, png_like, read_image, tensor_to_uint8, uint8_to_tensor
+from utils.record import LEARNING, Record
 
 # What a recipe sets; a flag given on the command line wins.
 RECIPES = {
@@ -229,6 +233,7 @@ def add_flags(parser):
     parser.add_argument("--sdr_data_path", default=folder + "sdr/", help="their references, by sdr.py")
     parser.add_argument("--result_path", default=folder + "result/", help="where the derained photographs go")
     run.add_learning_flags(parser)
+    run.add_overwrite_flag(parser)
     parser.add_argument("--recipe", default="paper", choices=list(RECIPES), help="what the flags below start from")
     parser.add_argument("--compile", action="store_true", help="let torch compile the network first, which takes a minute")
 
@@ -260,6 +265,16 @@ def recipe_options(args):
     return chosen.pop("identity"), {**chosen, **running}
 
 
+def result_record(stage, args, device, sources, **more):
+    """The `Record` of the photographs derained with these flags, here and in sdrl_online.py. more: settings besides."""
+    identity, options = recipe_options(args)
+    settings = {"backbone": args.backbone, "identity": identity, **options, **more}
+    if settings["steps"]:
+        del settings["epoch"]  # which means nothing then
+    return Record(stage, settings, lambda path: {"result": Path(args.result_path) / f"{path.stem}.png"}, sources, LEARNING,
+                  {"device": device.type}, args.overwrite)
+
+
 def main(args):
     device, (identity, options) = run.device(args.device), recipe_options(args)
     source, result, references_path = Path(args.rainy_data_path) / "input", Path(args.result_path), Path(args.sdr_data_path)
@@ -268,15 +283,20 @@ def main(args):
     hint = (f'run sdr.py first: python sdr.py --input_path="{source}" --ldgp_path="{folder / "ldgp"}" '
             f'--save_path="{references_path}" --fuse_save_path="{folder / "sdr(fuse)"}"')
 
+    def sources(path):
+        return path, *(only(paths) for paths in list_images(references_path / path.stem, hint).values())
+
+    record = result_record("sdrl.py", args, device, sources)
+
     def work(path, bar):
         rainy = read_image(path)
         references = read_references(references_path / path.stem, rainy, path, hint)
         model = fresh_model(args.backbone, args.seed, device, identity)
         bar.reset(options["steps"] or options["epoch"] * len(references))
         derained = derain(model, rainy, references, report=run.LossLine(bar), **options)
-        write_like(result / f"{path.stem}.png", derained, path)
+        record.write(path, png_like(derained, path))
 
-    return run.each_image(images, work, result, unit="step")
+    return run.each_image(images, work, result, record=record, unit="step")
 
 
 if __name__ == "__main__":

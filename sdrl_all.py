@@ -6,12 +6,16 @@
 import io
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
 import warnings
 import zipfile
 from pathlib import Path
+
+if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
@@ -24,7 +28,9 @@ from tqdm import tqdm
 from sdrl import fresh_model
 from utils import run
 from utils.inference import infer, mixed_precision
-from utils.image import ImageError, check_size, list_images, only, read_image, tensor_to_uint8, write_bytes, write_like
+from utils.image import (ImageError, check_size, clear_unfinished, list_images, only, png_like, read_image, tensor_to_uint8,
+                         write_bytes)
+from utils.record import LEARNING, Record, digest, file_digest, input_digest, new_folder, short
 
 CHECKPOINT = "model.pkl"  # what test_all.py reads
 PROGRESS = "resume.pkl"  # what --resume goes on from: the same, with the optimiser's state
@@ -121,12 +127,10 @@ def train_epoch(model, batches, optimizer, scaler, autocast, device, report=None
     return total / number
 
 
-def save(path, **content):
-    """Write a checkpoint whole or not at all."""
+def checkpoint_bytes(**content):
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def load(path, device="cpu"):
@@ -249,8 +253,39 @@ def restore(content, path, model, optimizer):
     except Exception as error:  # as many kinds as there are ways to be something else
         detail = " ".join(str(error).split())[:200]
         raise ImageError(f"{path}: its progress is not that of such a training ({type(error).__name__}: {detail}); "
-                         "start anew without --resume") from None
+                         "start anew with --overwrite") from None
     return epoch, losses
+
+
+def differences(path, run_now, epochs):
+    """In words, how the run that left a progress file differs from this one; "" where this one can go on from it."""
+    try:
+        content = resume_state(path, {})
+    except ImageError:
+        return "a damaged resume.pkl" if path.exists() else "without a resume.pkl"
+    then = content.get("run")
+    if not isinstance(then, dict) or type(content["epoch"]) is not int:
+        return "without a record"
+    # the types first: a tensor compares to nothing
+    words = [f"{name} {short(then.get(name))}, now {short(value)}" for name, value in run_now.items()
+             if type(then.get(name)) is not type(value) or then[name] != value]
+    if content["epoch"] > epochs:
+        words.append(f"--epoch {content['epoch']}, now {epochs}")
+    return f"of another run: {'; '.join(words[:3])}{'; ...' * (len(words) > 3)}" if words else ""
+
+
+def set_aside(folder, why):
+    """Move what a training left in a folder to a sub-folder of it, and say so in one line."""
+    names = [name for name in (PROGRESS, CHECKPOINT, LOSSES) if (folder / name).exists()]
+    aside = folder / new_folder(folder)
+    for name in names:
+        (folder / name).rename(aside / name)
+    print(f"sdrl_all.py: {folder}: {', '.join(names)} ({why}) moved to {aside}", file=sys.stderr)
+
+
+def weights_digest(model):
+    """The digest of all that a network holds."""
+    return digest(b"".join(value.cpu().contiguous().numpy().tobytes() for value in model.state_dict().values()))
 
 
 def main(args):
@@ -261,6 +296,8 @@ def main(args):
     images = list_images(folder / "input")
     run.check_results(images, args.result_path, model_path)
     options = {key: getattr(args, key) for key in ("backbone", "seed", "lr", "lr_steps", "batch_size", "crop_size", "identity")}
+    if args.resume and args.overwrite:
+        raise ImageError("--resume goes on from what is there and --overwrite starts anew; use one of them")
     state = resume_state(model_path / PROGRESS, options) if args.resume else None
     pairs, failures = gather_images(images, folder, Path(args.sdr_data_path))
     if rank == 0:
@@ -268,6 +305,24 @@ def main(args):
             print(f"sdrl_all.py: {failure}", file=sys.stderr)
     if not pairs:
         raise ImageError(f"{args.rainy_data_path}: no image to train on is left")
+    files = [path for rainy, references in pairs for path in (rainy, *references)]
+    # what decides on the digits besides, also of the photographs; that is not asked of who says --resume
+    run_now = {**{f"--{name}": value for name, value in options.items()}, "--amp": args.amp, "device": device.type,
+               "processes": world, "torch": str(torch.__version__), "photographs and references":
+               digest("".join(map(input_digest, files)).encode()) if rank == 0 else None}
+    if rank == 0:
+        model_path.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(model_path)
+        left = any((model_path / name).exists() for name in (PROGRESS, CHECKPOINT, LOSSES))
+        why = differences(model_path / PROGRESS, run_now, args.epoch) if left else ""
+        if why and not args.resume and not args.overwrite:
+            set_aside(model_path, why)
+    run.wait_for_ranks()
+    if not args.resume and not args.overwrite and (model_path / PROGRESS).exists():
+        state = resume_state(model_path / PROGRESS, options)
+    if state and rank == 0:
+        print(f"sdrl_all.py: goes on after epoch {state['epoch']} of {model_path / PROGRESS}"
+              + f" ({why})" * bool(why), file=sys.stderr)
     model = fresh_model(args.backbone, args.seed, device, args.identity)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     autocast, scaler = mixed_precision(device, args.amp)
@@ -278,18 +333,25 @@ def main(args):
     data = Crops(pairs, args.crop_size, args.seed, cache_fits(pairs, args.cache_gb))
     batches = Batches(len(data), args.batch_size, args.seed, first, rank, world)
     loader = DataLoader(data, batch_sampler=batches, num_workers=args.workers, pin_memory=device.type == "cuda",
-                        persistent_workers=args.workers > 0)
+                        persistent_workers=args.workers > 0, worker_init_fn=run.let_the_main_process_stop)
     trained = DistributedDataParallel(model) if world > 1 else model
     began = time.perf_counter()
 
-    def write_checkpoints(epoch):
+    def write_checkpoints(epoch, names=(PROGRESS, CHECKPOINT, LOSSES)):
         check_weights(model, f"{model_path / CHECKPOINT}, which is left as it was")
         holds = {"backbone": args.backbone, "identity": args.identity, "options": options, "epoch": epoch}
-        save(model_path / PROGRESS, **holds, model=model.state_dict(), optimizer=optimizer.state_dict(), losses=losses)
-        save(model_path / CHECKPOINT, **holds, model=model.state_dict())
         lines = [f"{number},{loss:.8g},{seconds:.1f}" for number, (loss, seconds) in enumerate(losses, 1)]
-        write_bytes(model_path / LOSSES, "\n".join(["epoch,loss,seconds", *lines, ""]).encode())
+        contents = {
+            PROGRESS: checkpoint_bytes(**holds, model=model.state_dict(), optimizer=optimizer.state_dict(), losses=losses,
+                                       run=run_now),
+            CHECKPOINT: checkpoint_bytes(**holds, model=model.state_dict()),
+            LOSSES: "\n".join(["epoch,loss,seconds", *lines, ""]).encode()}
+        for name in names:
+            if file_digest(model_path / name) != digest(contents[name]):
+                write_bytes(model_path / name, contents[name])
 
+    if state and rank == 0:
+        write_checkpoints(first, [CHECKPOINT, LOSSES])  # which a run did not come to that was killed after the first
     with tqdm(total=args.epoch, initial=first, unit="epoch", dynamic_ncols=True, disable=rank > 0, desc="sdrl_all.py") as bar:
         for batches.epoch in range(first, args.epoch):
             for group in optimizer.param_groups:
@@ -316,11 +378,17 @@ def main(args):
         print(f"sdrl_all.py: {len(pairs)} images, {len(failures)} failed, {max(args.epoch - first, 0)} epochs in "
               f"{time.perf_counter() - began:.0f} s, network in {model_path / CHECKPOINT}")
 
+    record = Record("sdrl_all.py", {"backbone": args.backbone, "identity": args.identity, "tile_size": args.tile_size,
+                                    "amp": args.amp},
+                    lambda path: {"result": Path(args.result_path) / f"{path.stem}.png"}, lambda path: [path], LEARNING,
+                    {"device": device.type, "network": weights_digest(model)}, args.overwrite)
+
     def work(path, bar):
         derained = tensor_to_uint8(infer(model, read_image(path), args.tile_size, args.amp))
-        write_like(Path(args.result_path) / f"{path.stem}.png", derained, path)
+        record.write(path, png_like(derained, path))
 
-    return run.each_image({path.stem: [path] for path, _ in pairs}, work, args.result_path, failed=len(failures))
+    return run.each_image({path.stem: [path] for path, _ in pairs}, work, args.result_path, record=record,
+                          failed=len(failures))
 
 
 if __name__ == "__main__":
@@ -333,6 +401,7 @@ if __name__ == "__main__":
                         help="where model.pkl, resume.pkl and loss.csv go "
                              "(default: ./result_all/<last folder of --rainy_data_path>/)")
     run.add_learning_flags(parser)
+    run.add_overwrite_flag(parser)
     parser.add_argument("--epoch", type=run.number(int, 1), default=2000, help="times that every photograph is used")
     parser.add_argument("--lr", type=run.number(float, 0, 1e30), default=1e-3, help="learning rate of Adam")
     parser.add_argument("--lr_steps", type=run.number(int, 0), default=0, help="halve the rate every so many epochs; 0: never")

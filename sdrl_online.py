@@ -3,16 +3,20 @@
     python sdrl_online.py --rainy_data_path="./dataset/Rain100L/" --sdr_data_path="./dataset/Rain100L/sdr/" \\
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
+import signal
 from pathlib import Path
+
+if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 
-from ldgp import rain_mask
+from ldgp import mask_record, rain_mask
 from sdr import Sampler, add_nss_flags, nss_options
-from sdrl import add_flags, believe, fresh_model, learn, needs_belief, recipe_options
+from sdrl import add_flags, believe, fresh_model, learn, needs_belief, recipe_options, result_record
 from utils import run
 from utils.inference import model_device
-from utils.image import ImageError, check_size, list_images, only, read_image, read_mask, uint8_to_tensor, write_like, write_png
+from utils.image import ImageError, check_size, list_images, only, png_bytes, png_like, read_image, read_mask, uint8_to_tensor
 
 # The 50 published draws of NSS vary by this share of what all draws would: with it, certainties are those of sdrl.py.
 SHARE = 0.89
@@ -46,28 +50,37 @@ def main(args):
     folder, result = Path(args.rainy_data_path), Path(args.result_path)
     masks_path = Path(args.ldgp_path) if args.ldgp_path else folder / "ldgp"
     images = list_images(folder / "input")
-    masks = list_images(masks_path, optional=True)
     run.check_results(images, masks_path)
+    masks = mask_record(masks_path)
+
+    def mask_of(path):
+        """The file of a photograph's mask, made now if there is none."""
+        found = list_images(masks_path, optional=True).get(path.stem)
+        if found:
+            return only(found)
+        masks.look(path)
+        try:
+            mask = rain_mask(read_image(path))
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+        masks_path.mkdir(parents=True, exist_ok=True)
+        masks.write(path, png_bytes(mask))
+        return masks.results(path)["mask"]
+
+    record = result_record("sdrl_online.py", args, device, lambda path: (path, mask_of(path)), sdr_num=args.sdr_num,
+                           **nss_options(args))
 
     def work(path, bar):
-        rainy = read_image(path)
-        if path.stem in masks:
-            mask_path = only(masks[path.stem])
-            mask = read_mask(mask_path)
-            check_size(mask, mask_path, rainy, path)
-        else:
-            try:
-                mask = rain_mask(rainy)
-            except ImageError as error:
-                raise ImageError(f"{path}: {error}") from None
-            write_png(masks_path / f"{path.stem}.png", mask)
+        rainy, mask_path = read_image(path), mask_of(path)
+        mask = read_mask(mask_path)
+        check_size(mask, mask_path, rainy, path)
         model = fresh_model(args.backbone, args.seed, device, identity)
         bar.reset(options["steps"] or options["epoch"] * args.sdr_num)
         derained = derain_online(model, rainy, mask, sdr_num=args.sdr_num, nss=nss_options(args),
                                  report=run.LossLine(bar), **options)
-        write_like(result / f"{path.stem}.png", derained, path)
+        record.write(path, png_like(derained, path))
 
-    return run.each_image(images, work, result, unit="step")
+    return run.each_image(images, work, result, record=record, unit="step")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import sdr
 from sdr import Fusion, Sampler, fuse, sample_references, write_references
-from utils.image import ImageError, read_image, read_mask, write_png
+from utils.image import ImageError, read_image, read_mask, write_bytes, write_png
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 FULL_IMAGES = ["1", "2", "3"]
@@ -455,14 +455,14 @@ def test_references_are_written_whole_and_older_ones_go(tmp_path):
 def test_a_failure_while_writing_leaves_the_folder_as_it_was(tmp_path, monkeypatch, number):
     references = [colours(seed, 8, 9) for seed in range(40)]
 
-    def full_disk(path, *rest):
+    def full_disk(path, data):
         if path.name == f"{number}.png":
             raise OSError(28, "No space left on device")
-        write_png(path, *rest)
+        write_bytes(path, data)
 
     with ThreadPoolExecutor(2) as pool:
         write_references(references[:2], tmp_path / "sdr/a", pool)
-        monkeypatch.setattr(sdr, "write_png", full_disk)
+        monkeypatch.setattr(sdr, "write_bytes", full_disk)
         with pytest.raises(OSError, match="No space"):
             write_references(references[::-1], tmp_path / "sdr/a", pool)
     assert [path.name for path in (tmp_path / "sdr").iterdir()] == ["a"]

@@ -95,8 +95,10 @@ def from_shell(script, command, flags="", cwd=None, **options):
 
 
 def files(folder):
-    """All files below a folder as {relative path: bytes}, hidden ones too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All files below a folder as {relative path: bytes}, hidden ones too, but not the records and what was set aside."""
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in found.items()
+            if not any(part == ".rain2avoid" or part.startswith("earlier-") for part in name.parts)}
 
 
 def weights(path):
@@ -139,10 +141,12 @@ def copy(chain, tmp_path):
 
 
 def test_the_chain_makes_the_tree_that_the_readme_shows(chain):
-    made = {str(path.relative_to(chain[0])) for path in chain[0].rglob("*") if path.is_file()}
+    made = {str(path.relative_to(chain[0])) for path in chain[0].rglob("*")
+            if path.is_file() and ".rain2avoid" not in path.parts}
     expected = {f"result_all/Rain100L/{name}" for name in ("model.pkl", "resume.pkl", "loss.csv")}
     for stem in ("rue", "lac"):
-        expected |= {f"dataset/Rain100L/{part}/{stem}.png" for part in ("input", "ldgp", "sdr(fuse)", "result")}
+        expected |= {f"dataset/Rain100L/{part}/{stem}.png" for part in (
+            "input", "ldgp", "sdr(fuse)", "result", "result/earlier-1", "result/earlier-2")}
         expected |= {f"dataset/Rain100L/sdr/{stem}/{n}.png" for n in range(3)} | {f"result_all/Rain100L/image/{stem}.png"}
     assert made == expected
 
@@ -500,12 +504,12 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 def test_sdrl_on_two_processes(chain, copy, script):
     """The same bytes as of one process, every result once, one line at the end that counts both processes' images."""
     place = copy / "dataset/Rain100L"
-    shutil.rmtree(place / "result")
     (place / "input/nuit.png").write_text("no image")  # the second of three: not process 0's
     done = from_shell(script, SDRL, SHORT[SDRL], copy, before=TORCHRUN, ok=False)
     assert files(place / "result") == chain[2][SDRL]
     assert done.stdout.splitlines() == [last_line(done, "sdrl.py", 3, "dataset/Rain100L/result", failed=1)]
     assert len(re.findall(r"sdrl\.py: failed: .*nuit\.png", done.stderr)) == 1
+    assert len(re.findall("2 results of sdrl_all.py moved to dataset/Rain100L/result/earlier-3", done.stderr)) == 1
 
 
 def test_sdrl_all_on_two_processes(copy, script):
@@ -532,16 +536,16 @@ def test_sdrl_all_on_two_processes(copy, script):
 
 NSS = {"sdr_num": 50, "K": 7, "k": 3, "pow": 0.5, "threshold": 10}
 RUNNING = {"device": "auto", "amp": False, "tile_size": 1024}
-LEARNING = {"backbone": "Unet", "seed": 3, **RUNNING}
+LEARNING = {"backbone": "Unet", "seed": 3, **RUNNING, "overwrite": False}
 DATA = "./dataset/Rain100L/"
 ALONE = {"rainy_data_path": DATA, "sdr_data_path": DATA + "sdr/", "result_path": DATA + "result/", **LEARNING,
          "recipe": "paper", "compile": False, **{name: tuple(recipe[name] for recipe in RECIPES.values()) for name in RECIPES["paper"]}}
 # Every flag with its default: one value, one for each recipe, or words for what follows from other flags.
 FLAGS = {
     LDGP: {"dataset": "Rain100L", "input_path": "./dataset/<dataset>/input/", "save_path": "./dataset/<dataset>/ldgp/",
-           "patch_size": 80, "kernel_size": 10, "true_cells": False},
+           "patch_size": 80, "kernel_size": 10, "true_cells": False, "overwrite": False},
     SDR: {"input_path": DATA + "input/", "ldgp_path": DATA + "ldgp/", "save_path": DATA + "sdr/",
-          "fuse_save_path": DATA + "sdr(fuse)/", **NSS, "seed": 0, "independent": False},
+          "fuse_save_path": DATA + "sdr(fuse)/", **NSS, "seed": 0, "independent": False, "overwrite": False},
     SDRL: ALONE,
     ONLINE: {**ALONE, "ldgp_path": "(default: ldgp/ of the data set)", **NSS},
     ALL: {"rainy_data_path": DATA, "sdr_data_path": DATA + "sdr/", "result_path": DATA + "result/",
@@ -549,7 +553,7 @@ FLAGS = {
           "lr": 0.001, "lr_steps": 0, "batch_size": 64, "crop_size": 64, "identity": False, "resume": False, "save_every": 50,
           "workers": 0, "cache_gb": 8},
     TEST: {"data_path": DATA, "model_path": "./result_all/Rain100L/model.pkl", "result_path": "./result_all/Rain100L/image/",
-           **RUNNING},
+           **RUNNING, "overwrite": False},
 }
 
 

@@ -7,7 +7,9 @@ import io
 import logging
 import os
 import re
+import socket
 import tempfile
+import time
 import unicodedata
 import warnings
 from pathlib import Path
@@ -160,7 +162,7 @@ def _quiet_libtiff():
 
 
 def read_image(path):
-    """An image file as (H, W, 3) uint8, BGR. Grey becomes three equal channels; alpha is left out (see `write_like`).
+    """An image file as (H, W, 3) uint8, BGR. Grey becomes three equal channels; alpha is left out (see `png_like`).
 
     Raises ImageError for a file that is missing, no image, cut short, of more than 8 bits a channel, or of more pixels than
     a photograph of its size can have (`PIXELS_PER_BYTE`).
@@ -211,24 +213,70 @@ def png_bytes(image, options=()):
     return data.tobytes()
 
 
-def write_bytes(path, data):
-    """Write a file whole or not at all: under another name first, then moved into place."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+UMASK = _umask()  # once: asking for it sets it for a moment, which threads must not do to each other
+HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:40]
+UNFINISHED = re.compile(r"\.(?P<host>[A-Za-z0-9]*)-(?P<process>\d+)-\w+\.part")
+ABANDONED = 24 * 3600  # seconds after which what was begun on another machine of a shared folder counts as left behind
+
+
+def unfinished(folder):
+    """How `tempfile` is to name what is being written in a folder: `clear_unfinished` knows from it whether it still is."""
+    return {"dir": folder, "prefix": f".{HOST}-{os.getpid()}-", "suffix": ".part"}
+
+
+def clear_unfinished(folder):
+    """Remove what killed processes left half-written in a folder: of this machine at once, of others after a day.
+
+    With a folder nothing but references goes.
+    """
+    for path in Path(folder).glob(".*.part"):
+        try:
+            if not _left_behind(path):
+                continue
+            if path.is_dir():
+                for file in path.iterdir():
+                    if UNFINISHED.fullmatch(file.name) or file.suffix == ".png" and file.stem.isdigit():
+                        file.unlink(missing_ok=True)
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+        except OSError:
+            continue  # another process was faster, or it is someone else's: nothing depends on it
+
+
+def _left_behind(path):
+    name = UNFINISHED.fullmatch(path.name)
+    if name and name["host"] == HOST and os.name == "posix":  # elsewhere the signal 0 is no question
+        try:
+            os.kill(int(name["process"]), 0)
+        except ProcessLookupError:
+            return True
+        except (PermissionError, OverflowError):
+            pass
+    return time.time() - path.stat().st_mtime > ABANDONED
+
+
+def write_bytes(path, data):
+    """Write a file whole or not at all: under another name first, then moved into place. Raises OSError naming the file."""
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(**unfinished(path.parent))
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o666 & ~UMASK)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not the name that the user has never seen
 
 
 def write_png(path, image, options=()):
@@ -237,11 +285,11 @@ def write_png(path, image, options=()):
     write_bytes(path, png_bytes(image, options))
 
 
-def write_like(path, image, source):
-    """Write a derained image (H, W, 3) BGR uint8 as PNG in the manner of the file it came from.
+def png_like(image, source):
+    """A derained image (H, W, 3) BGR uint8 as the bytes of a PNG file in the manner of the file `source` that it came from.
 
-    From a grey photograph it is written grey (OpenCV's luma of the three channels); the alpha channel of a source that
-    has one is carried over unchanged.
+    From a grey photograph it is grey (OpenCV's luma of the three channels); the alpha channel of a source that has one is
+    carried over unchanged.
     """
     original = _open(source)
     if original.mode in ("L", "1", "LA"):
@@ -251,7 +299,7 @@ def write_like(path, image, source):
         if image.ndim == 2:
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
         image = np.dstack([image, alpha])
-    write_png(path, image)
+    return png_bytes(image)
 
 
 def uint8_to_tensor(image, device=None):

@@ -1,6 +1,8 @@
 """What the stages' command lines share: flags that explain themselves, progress, failures, the last line."""
 import argparse
+import errno
 import os
+import signal
 import sys
 import textwrap
 import time
@@ -57,58 +59,108 @@ def number(kind, low, high=float("inf"), odd=False):
     return parse
 
 
+# Errors of writing that the next image would meet as well: going on is pointless.
+POINTLESS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT,
+             errno.ENODEV, errno.ESTALE, errno.ENOTCONN, errno.EMFILE}
+
+
+class Terminated(KeyboardInterrupt):
+    """The signal with which systems end a program: it is treated like Ctrl-C."""
+
+
+def terminate(*_):
+    raise Terminated
+
+
+def let_the_main_process_stop(*_):
+    """In a process that works for another: Ctrl-C, which reaches both, is the other's to answer; its end ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def start(main, parser):
     """Parse, run `main(args)` and leave with its exit code; an error of files or folders becomes one line and exit code 1."""
     args = parser.parse_args()
+    again = f"; the same command {'without --overwrite ' * getattr(args, 'overwrite', False)}goes on from there"
+    again *= hasattr(args, "overwrite")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, terminate)
     try:
         code = main(args)
         leave_ranks()  # not earlier: some versions of torch hang where a DistributedDataParallel outlives its group
         sys.exit(code)
-    except (ImageError, OSError) as error:
+    except ImageError as error:
         sys.exit(f"{parser.prog}: {one_line(error)}")
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        sys.exit(f"{parser.prog}: {one_line(what)}" + f"; what was done before is whole{again}" * (error.errno in POINTLESS))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         sys.exit(f"{parser.prog}: out of memory ({type(error).__name__}); try a smaller --crop_size or another backbone")
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped; what is written so far is whole", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{parser.prog}: stopped; what is written so far is whole{again}", file=sys.stderr)
+        sys.exit(143 if isinstance(stopped, Terminated) else 130)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before):
+            signal.signal(number, handler)
 
 
-def each_image(images, work, *results, unit="image", failed=0):
-    """Call work(path, bar) for every image, go on after a failure, and end with one line.
+def add_overwrite_flag(parser):
+    """The flag of all stages."""
+    parser.add_argument("--overwrite", action="store_true",
+                        help="redo what is done, and replace other runs' results instead of moving them to earlier-1/")
+
+
+def each_image(images, work, *results, record=None, unit="image", failed=0):
+    """Call work(path, bar) for every image that is not done yet, go on after a failure, and end with one line.
 
     images: {stem: [path, ...]} of `list_images`. bar: the tqdm bar, over the images or, with unit="step", over the steps
     of one image after the other (work says how many by bar.reset(steps)). results: the folders that are written to, named
-    in the last line. failed: how many images failed before. Under torchrun the images are dealt out to the processes, and
-    process 0 sums up.
-    Returns the exit code: 0, or 1 where an image failed. Raises ImageError for a folder that cannot take the results.
+    in the last line. record: the `utils.record.Record` by which work writes; None: every image is to be done. failed: how
+    many images failed before. Under torchrun the images are dealt out to the processes, and process 0 sums up.
+    Returns the exit code: 0, or 1 where an image failed. Raises ImageError for a folder that cannot take the results, and
+    OSError where one can no longer.
     """
     name = Path(sys.argv[0]).name
     check_results(images, *results)
     rank, world = ranks()
+    if record and rank == 0:
+        record.prepare(paths[0] for paths in images.values())
+    wait_for_ranks()
     mine = list(images.values())[rank::world]
-    done, failed, seconds = 0, failed if rank == 0 else 0, 0.0
+    done, before, changed, failed, seconds = [], 0, 0, failed if rank == 0 else 0, 0.0
     with tqdm(total=len(mine) if unit == "image" else None, unit=unit, dynamic_ncols=True, disable=rank > 0) as bar:
         for count, paths in enumerate(mine, 1):
             bar.set_description(f"{name} {one_line(paths[0].name)}" + (f" ({count} of {len(mine)})" if unit == "step" else ""))
             began = time.perf_counter()
             try:
-                work(only(paths), bar)
+                found = record.look(only(paths)) if record else "new"
+                if found != "done":
+                    work(only(paths), bar)
             except Exception as error:  # one bad image must not stop the others: it is reported, counted, and exits non-zero
+                if isinstance(error, OSError) and error.errno in POINTLESS:
+                    raise
                 failed += 1
                 tqdm.write(f"{name}: failed: {one_line(reason(paths[0], error))}", file=sys.stderr)
             else:
-                done += 1
-                seconds += time.perf_counter() - began
+                before, changed = before + (found == "done"), changed + (found == "changed")
+                if found != "done":
+                    done.append(paths[0])
+                    seconds += time.perf_counter() - began
             if unit == "image":
                 bar.update()
+    lost = [path for path in done if record and not record.holds(path)]
+    for path in lost:
+        tqdm.write(f"{name}: failed: {one_line(path)}: its result was removed or replaced since; run this again", file=sys.stderr)
+    number, failed = len(done) - len(lost), failed + len(lost)
     if world > 1:
-        done, failed, seconds = _sum_over_ranks(done, failed, seconds)
+        number, before, changed, failed, seconds = _sum_over_ranks(number, before, changed, failed, seconds)
     if rank == 0:
-        average = f"{seconds / done:.2f} s an image" if done else "nothing done"
-        places = one_line(" and ".join(map(str, results)))
-        print(f"{name}: {done + failed} images, {failed} failed, {average}, results in {places}")
+        average = f"{seconds / number:.2f} s an image" if number else "nothing done"
+        notes = f"{before} done before, " * (before > 0) + f"{changed} of changed input, " * (changed > 0)
+        print(f"{name}: {number + before + failed} images, {failed} failed, {notes}{average}, "
+              f"results in {one_line(' and '.join(map(str, results)))}")
     return 1 if failed else 0
 
 
@@ -129,6 +181,8 @@ def reason(path, error):
         return f"{path}: {error}"
     if out_of_memory(error):
         return f"{path}: out of memory ({type(error).__name__}); try --crop_size, a smaller image or another backbone"
+    if isinstance(error, OSError) and error.filename:
+        return f"{path}: {error.strerror} ({error.filename})"
     if not isinstance(error, OSError):
         traceback.print_exception(error)
     return f"{path}: {type(error).__name__}: {error}".replace("\n", " ")
@@ -232,11 +286,20 @@ def leave_ranks():
             dist.destroy_process_group()
 
 
+def wait_for_ranks():
+    """Under torchrun, wait until every process is here."""
+    if ranks()[1] > 1:
+        _sum_over_ranks(0)
+
+
 def _sum_over_ranks(*values):
     import torch
     import torch.distributed as dist
 
     total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total)
-    done, failed, seconds = total.tolist()
-    return int(done), int(failed), seconds
+    try:
+        dist.all_reduce(total)
+    except RuntimeError:
+        raise ImageError("another process of this run has ended early; see what it says") from None
+    *counts, last = total.tolist()
+    return *map(int, counts), last
