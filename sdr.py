@@ -418,7 +418,7 @@ def replace_references(new, folder):
 def add_nss_flags(parser):
     """The flags of NSS, here and in sdrl_online.py."""
     parser.add_argument("--sdr_num", type=run.number(int, 1, 100_000), default=50, help="references an image")
-    parser.add_argument("--K", type=run.number(int, 1, 255), default=7, help="pixels a side of the window that gives candidates")
+    parser.add_argument("--K", type=run.number(int, 1, 255), default=7, help="pixels a side of the window of candidates")
     parser.add_argument("--k", type=run.number(int, 1, 255, odd=True), default=3, help="pixels a side of the window compared")
     parser.add_argument("--pow", type=run.number(float, 0, 4), default=0.5, help="exponent of the distance, the paper's eta")
     parser.add_argument("--threshold", type=run.number(int, 0, 255), default=10, help="pixels with a mask above it are filled")

@@ -250,8 +250,10 @@ def add_flags(parser):
     add("target", "what a step learns from: one reference, or always the mean of all", choices=["sampled", "mean"])
     add("weigh", "count a pixel's error by the certainty of its references", action=argparse.BooleanOptionalAction)
     add("fuse", "average the output with the mean of the references, by their certainty", action=argparse.BooleanOptionalAction)
-    add("white", "take off only what rain can have added: the same light in all channels", action=argparse.BooleanOptionalAction)
-    add("one_pass", "update Adam in one pass over the memory: faster, with other roundings", action=argparse.BooleanOptionalAction)
+    add("white", "take off only what rain can have added: the same light in all channels",
+        action=argparse.BooleanOptionalAction)
+    add("one_pass", "update Adam in one pass over the memory: faster, with other roundings",
+        action=argparse.BooleanOptionalAction)
     add("crop_size", "train on random squares of that many pixels a side; 0: the whole photograph", type=run.number(int, 0))
     return parser
 

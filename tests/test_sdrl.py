@@ -107,8 +107,8 @@ class Tiny(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
-                                          torch.nn.Conv2d(4, 3, 3, padding=1))
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4),
+                                          torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 3, padding=1))
 
     def forward(self, x):
         return x + self.layers(x)

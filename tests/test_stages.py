@@ -539,7 +539,8 @@ RUNNING = {"device": "auto", "amp": False, "tile_size": 1024}
 LEARNING = {"backbone": "Unet", "seed": 3, **RUNNING, "overwrite": False}
 DATA = "./dataset/Rain100L/"
 ALONE = {"rainy_data_path": DATA, "sdr_data_path": DATA + "sdr/", "result_path": DATA + "result/", **LEARNING,
-         "recipe": "paper", "compile": False, **{name: tuple(recipe[name] for recipe in RECIPES.values()) for name in RECIPES["paper"]}}
+         "recipe": "paper", "compile": False,
+         **{name: tuple(recipe[name] for recipe in RECIPES.values()) for name in RECIPES["paper"]}}
 # Every flag with its default: one value, one for each recipe, or words for what follows from other flags.
 FLAGS = {
     LDGP: {"dataset": "Rain100L", "input_path": "./dataset/<dataset>/input/", "save_path": "./dataset/<dataset>/ldgp/",

@@ -59,8 +59,8 @@ def infer(model, rainy, tile_size=1024, amp=False):
         with autocast():
             image = model(uint8_to_tensor(rainy[window], device)).float()
         if not image.isfinite().all():
-            raise FloatingPointError(f"the network's output is not finite; {'leave out --amp or ' if amp else ''}train it with a "
-                                     "smaller --lr")
+            raise FloatingPointError(f"the network's output is not finite; {'leave out --amp or ' if amp else ''}"
+                                     "train it with a smaller --lr")
         return image
 
     if len(tops) == len(lefts) == 1:

@@ -40,8 +40,12 @@ class Stage(NamedTuple):
 
 
 def fingerprint(folders):
-    """A text that changes when a file in one of the folders, or below, is added, removed or written."""
-    files = [path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.name[0] != "."]
+    """A text that changes when a file in one of the folders, or below, is added, removed or written.
+
+    Records and what was set aside do not count.
+    """
+    files = [path for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file()
+             and not any(part.startswith((".", "earlier-")) for part in path.relative_to(folder).parts)]
     states = [(path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
@@ -59,11 +63,6 @@ class Record:
 
     def done(self, stage):
         return self._same(self._entry(stage))
-
-    def begun(self, stage):
-        """Was it stopped on the way, with the same files to read?"""
-        entry = self._entry(stage)
-        return bool(entry) and entry["written"] is None and entry["read"] == fingerprint(stage.reads)
 
     def rows(self):
         """The rows of all methods that are done."""
@@ -149,11 +148,9 @@ def run_stage(stage, record):
     if record.done(stage):
         print(f"done before: {show(stage.command)[2:]}", flush=True)
         return 0
-    halfway = stage.command[0] == "sdrl_all.py" and (stage.writes[0] / "resume.pkl").exists() and record.begun(stage)
-    again = ["--resume"] * halfway
     record.begin(stage)
-    print(f"\n{show(stage.command + again)}", flush=True)
-    code = subprocess.run([sys.executable, str(ROOT / stage.command[0]), *stage.command[1:], *again]).returncode
+    print(f"\n{show(stage.command)}", flush=True)
+    code = subprocess.run([sys.executable, str(ROOT / stage.command[0]), *stage.command[1:]]).returncode
     if code not in (0, 1):
         raise ImageError(f"{stage.command[0]}: ended with exit code {code}, so nothing was scored; call again to go on")
     if code == 0:

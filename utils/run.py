@@ -152,7 +152,8 @@ def each_image(images, work, *results, record=None, unit="image", failed=0):
                 bar.update()
     lost = [path for path in done if record and not record.holds(path)]
     for path in lost:
-        tqdm.write(f"{name}: failed: {one_line(path)}: its result was removed or replaced since; run this again", file=sys.stderr)
+        text = f"{name}: failed: {one_line(path)}: its result was removed or replaced since; run this again"
+        tqdm.write(text, file=sys.stderr)
     number, failed = len(done) - len(lost), failed + len(lost)
     if world > 1:
         number, before, changed, failed, seconds = _sum_over_ranks(number, before, changed, failed, seconds)
