@@ -73,7 +73,8 @@ def test_the_recipe_of_the_paper_is_the_default():
 
 @pytest.mark.parametrize("given, steps, lr", [
     ("", 0, 1e-3), ("--recipe fast", 600, 1e-3), ("--recipe fast --steps 7", 7, 1e-3), ("--recipe fast --lr 0.5", 600, 0.5),
-    ("--recipe fast --epoch 2", 0, 1e-3), ("--recipe fast --epoch 2 --steps 9", 9, 1e-3), ("--steps 9", 9, 1e-3)])
+    ("--recipe fast --backbone DRSFormer", 150, 3e-4), ("--backbone Restormer", 0, 1e-3),
+    ("--recipe fast --backbone Restormer --steps 7 --lr 0.5", 7, 0.5), ("--recipe fast --epoch 2", 0, 1e-3), ("--recipe fast --epoch 2 --steps 9", 9, 1e-3), ("--steps 9", 9, 1e-3)])
 def test_a_given_flag_wins_over_the_recipe(given, steps, lr):
     args = sdrl.add_flags(run.Parser("")).parse_args(given.split())
     identity, options = sdrl.recipe_options(args)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldgp import rain_mask
 from models import BACKBONES
 from sdr import fuse, sample_references
-from sdrl import RECIPES, derain, fresh_model
+from sdrl import derain, fresh_model, recipe_settings
 from sdrl_online import derain_online
 from utils import run
 from utils.inference import mixed_precision
@@ -19,7 +19,7 @@ from utils.image import ImageError, companion, list_images, only, read_image
 from utils.metrics import psnr
 
 PAPER_STEPS = (250, 500, 1000, 2000, 5000)  # at which the paper's recipe is looked at
-FAST_STEPS = (150, 300, 450)
+FAST_STEPS = (50, 75, 100, 150, 300, 450)
 
 
 def middle(size, *arrays):
@@ -32,13 +32,13 @@ def middle(size, *arrays):
     return [array[..., top : top + high, left : left + wide, :] for array in arrays]
 
 
-def settings(recipe):
-    return dict(RECIPES["paper" if recipe == "paper" else "fast"])
+def settings(recipe, backbone):
+    return recipe_settings("paper" if recipe == "paper" else "fast", backbone)
 
 
 def operations(recipe, backbone, device, shape):
     """Floating-point operations of a step's convolutions and matrix products, as torch counts them, on images (H, W)."""
-    crop = settings(recipe)["crop_size"]
+    crop = settings(recipe, backbone)["crop_size"]
     model = fresh_model(backbone, 3, device)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, *(min(side, crop or side) for side in shape), device=device)).sum().backward()
@@ -63,7 +63,7 @@ def peak_rate(device, amp, seconds=1.0):
 
 def learn_once(recipe, args, device, rainy, mask, references):
     """Run a recipe; returns ({steps: derained image}, seconds a step)."""
-    options, steps = settings(recipe), args.steps
+    options, steps = settings(recipe, args.backbone), args.steps
     total = steps or options["steps"] or options["epoch"] * len(references)
     model = fresh_model(args.backbone, 3, device, options.pop("identity"))
     looks = {at: None for at in (PAPER_STEPS if recipe == "paper" else FAST_STEPS) if at < total}
