@@ -250,7 +250,8 @@ def add_flags(parser):
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"{meaning} ({defaults})", **options)
 
     add("epoch", "times that every reference is used", type=run.number(int, 1))
-    add("steps", "steps, instead of epochs; 0: as many as the epochs ask for; fast with a transformer: 150", type=run.number(int, 0))
+    add("steps", "steps, instead of epochs; 0: as many as the epochs ask for; fast with a transformer: 150",
+        type=run.number(int, 0))
     add("lr", "learning rate of Adam; fast with a transformer: 0.0003", type=run.number(float, 0, 1e30))
     add("identity", "start at f(x) = x", action=argparse.BooleanOptionalAction)
     add("average", "decay of the mean that is taken of recent outputs, or of weights where --crop_size is set; 0: none",
