@@ -37,12 +37,15 @@ def settings(recipe, backbone):
 
 
 def operations(recipe, backbone, device, shape):
-    """Floating-point operations of a step's convolutions and matrix products, as torch counts them, on images (H, W)."""
+    """Floating-point operations of a step's convolutions and matrix products on images (H, W).
+
+    Torch counts those of the forward pass; backward takes twice as many, for the gradients of the inputs and of the weights.
+    """
     crop = settings(recipe, backbone)["crop_size"]
     model = fresh_model(backbone, 3, device)
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, *(min(side, crop or side) for side in shape), device=device)).sum().backward()
-    return counter.get_total_flops()
+        model(torch.zeros(1, 3, *(min(side, crop or side) for side in shape), device=device))
+    return 3 * counter.get_total_flops()
 
 
 def peak_rate(device, amp, seconds=1.0):
