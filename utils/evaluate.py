@@ -169,6 +169,18 @@ def save(path, scored, methods, title):
     write_text(f"{path}.md", "\n\n".join([title, overview_markdown(methods), *tables]) + "\n")
 
 
+def extra_scores(names, program):
+    """({name: its `extra_score`} of those that can be had, exit code); a line for each that cannot."""
+    found, code = {}, 0
+    for name in dict.fromkeys(names or []):
+        try:
+            found[name] = extra_score(name)
+        except ImageError as error:
+            print(f"{program}: {error}", file=sys.stderr)
+            code = 1
+    return found, code
+
+
 def main(args):
     folders = named_folders(args.result_path or [RESULTS])
     base = args.save and args.save.removesuffix(".csv").removesuffix(".md")
@@ -185,13 +197,7 @@ def main(args):
     if args.dataset:
         published(dataset, [], 0)  # before the work, not after: is it a data set with figures?
 
-    extras, code = {}, 0
-    for name in dict.fromkeys(args.extra or []):
-        try:
-            extras[name] = extra_score(name)
-        except ImageError as error:
-            print(f"evaluate.py: {error}", file=sys.stderr)
-            code = 1
+    extras, code = extra_scores(args.extra, "evaluate.py")
     if not protocols and not extras:
         return code
     scored = score_folders(folders, target, args.input_path, protocols, extras, " and ".join(["the table", *files]))

@@ -19,9 +19,9 @@ from models import BACKBONES
 from sdrl import RECIPES
 from utils import run
 from utils.demo import show
-from utils.evaluate import save, score_folders, summarise, target_stem
+from utils.evaluate import extra_scores, save, score_folders, summarise, target_stem
 from utils.image import ImageError, companion, list_images, natural_order, write_bytes
-from utils.metrics import EXTRA, extra_score
+from utils.metrics import EXTRA
 from utils.tables import check_file, known, overview
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,13 +170,8 @@ def main(args):
     base = folder / "scores/scores"
     check_file(f"{base}.md")
     record = Record(folder / "scores" / RECORD)
-    code, rows, extras = 0, [(FUSED, NEEDS["sdrl"], str(folder / "sdr(fuse)"))], {}
-    for name in dict.fromkeys(args.extra or []):
-        try:
-            extras[name] = extra_score(name)
-        except ImageError as error:
-            print(f"reproduce.py: {error}", file=sys.stderr)
-            code = 1
+    rows = [(FUSED, NEEDS["sdrl"], str(folder / "sdr(fuse)"))]
+    extras, code = extra_scores(args.extra, "reproduce.py")
 
     recipes, backbones = args.recipe or ["paper"], args.backbones or ["Unet"]
     names = ["sdrl"] if args.methods is None else args.methods
