@@ -3,6 +3,7 @@
     python sdr.py --input_path="./dataset/Rain100L/input/" --ldgp_path="./dataset/Rain100L/ldgp/" \\
         --save_path "./dataset/Rain100L/sdr/" --fuse_save_path "./dataset/Rain100L/sdr(fuse)/"
 """
+import copy
 import errno
 import itertools
 import os
@@ -13,7 +14,6 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -26,16 +26,10 @@ from utils.image import (PNG_FAST, UMASK, ImageError, check_size, companion, lis
                          unfinished, write_bytes)
 from utils.record import Record, digest
 
-STRIP_PIXELS = 1 << 19  # an image is worked on in strips of about this many pixels, which bounds the memory
+CHUNK = 1 << 20  # filled pixels are worked on in chunks of about this many weights, which bounds the memory
 
 
-class Block(NamedTuple):
-    """The filled pixels of one strip that have candidates, sorted by how many; candidates in row-major order."""
-
-    filled: np.ndarray  # (F,) flat index of each filled pixel in the image
-    count: np.ndarray  # (F,) number of candidates of each
-    offset: np.ndarray  # (E,) place of each candidate in the window, E = sum of the counts
-    distance: np.ndarray  # (E,) d(p, q)
+# ---- NSS (paper, section 2.2)
 
 
 def check_parameters(K, k, pow, threshold):
@@ -48,7 +42,7 @@ def check_parameters(K, k, pow, threshold):
 
 @lru_cache(maxsize=8)
 def weight_table(largest, pow):
-    """Weights 1 / max(d^pow, 1e-4) of the distances d = 0 .. largest, as float32 (SPEC step 4; paper, section 2.2)."""
+    """Weights 1 / max(d^pow, 1e-4) of the distances d = 0 .. largest, as float32 (paper, section 2.2)."""
     try:
         table = np.array([1 / max(float(d) ** pow, 1e-4) for d in range(largest + 1)]).astype(np.float32)
     except OverflowError:
@@ -58,158 +52,97 @@ def weight_table(largest, pow):
     return table
 
 
-def neighbour_blocks(image, mask, K=7, k=3, threshold=10):
-    """The candidates of every filled pixel and their distances, strip by strip.
+def nss_distances(image, mask, K=7, k=3, threshold=10):
+    """The distance d(p, q) of every filled pixel p from the S places q of its window (paper, section 2.2), in chunks.
 
-    image: (H, W, 3) uint8; mask: (H, W) uint8. Yields `Block`s.
+    d sums |I(p+o) - I(q+o)| over the channels and the offsets o of a comparison window around p, where p+o is no rain.
+    That window is k pixels a side, and as much larger as it takes to hold a clear pixel; outside the image, I is 0.
+    image: (H, W, 3) uint8; mask: (H, W) uint8. Yields (pixels (F,) flat indices in the image, distances (S, F) int64,
+    (S, F) bool: whether q is a candidate). Places in row-major order; pixels without a candidate are left out.
     """
-    height, width = mask.shape
-    reach = max(K, 3) // 2
-    # A pixel that has a candidate has a clear pixel within `reach`, so no comparison window grows beyond that.
-    grown = max(k // 2, reach)
-    rain = mask > 0
-    if not rain.any() or rain.all():
-        return
-    to_clear = cv2.distanceTransform(rain.astype(np.uint8), cv2.DIST_C, 3)  # chessboard distance to the nearest clear pixel
-    half = np.clip(to_clear, k // 2, grown, out=to_clear).astype(np.uint8 if grown < 256 else np.uint16)
-    window = (2 * reach + 1, 2 * reach + 1)
-    candidates = cv2.boxFilter(np.uint8(~rain), cv2.CV_32S, window, normalize=False, borderType=cv2.BORDER_CONSTANT)
-    filled = (mask > threshold) & (candidates > 0)
+    width, reach = mask.shape[1], max(K, 3) // 2
+    side, grown = 2 * reach + 1, max(k // 2, reach)  # a clear pixel within reach ends the growth
+    clear = mask == 0
+    filled = (mask > threshold) & (cv2.dilate(clear.astype(np.uint8), np.ones((side, side), np.uint8)) > 0)
+    to_clear = cv2.distanceTransform((~clear).astype(np.uint8), cv2.DIST_C, 3)  # chessboard, to the nearest clear pixel
+    margins = [reach + grown] * 4
+    planes = [cv2.copyMakeBorder(plane, *margins, cv2.BORDER_CONSTANT, value=0) for plane in cv2.split(image)]
+    candidate = np.pad(clear, reach)  # candidates lie inside the image ...
+    counts = np.pad(clear, grown, constant_values=True).astype(np.uint16)  # ... but what is outside counts, as black
+    for top, pixels in chunks_of(filled, CHUNK // side**2):
+        y, x = np.divmod(pixels, width)
+        here_in_candidate = y * (width + 2 * reach) + x
+        y -= top
+        half = np.clip(to_clear.ravel()[pixels], k // 2, grown).astype(np.int64)
+        tall, wide = y[-1] + 1 + 2 * grown, width + 2 * grown
+        above = (y + grown - half) * (wide + 1) + x + grown - half  # corners of the window in a table of running sums
+        across, below = 2 * half + 1, above + (2 * half + 1) * (wide + 1)
+        here = [plane[top + reach :][:tall, reach : reach + wide] for plane in planes]
+        distance = np.empty((side * side, len(pixels)), np.int64)
+        is_candidate = np.empty(distance.shape, bool)
+        for place, (dy, dx) in enumerate(itertools.product(range(side), repeat=2)):
+            there = [plane[top + dy :][:tall, dx : dx + wide] for plane in planes]
+            parts = [cv2.absdiff(a, b) for a, b in zip(here, there)]
+            difference = np.add(parts[0], parts[1], dtype=np.uint16)
+            difference += parts[2]
+            difference *= counts[top:][:tall]
+            sums = cv2.integral(difference, sdepth=cv2.CV_64F).ravel()
+            distance[place] = sums.take(below + across) - sums.take(below) - sums.take(above + across) + sums.take(above)
+            is_candidate[place] = candidate.take(here_in_candidate + (dy * (width + 2 * reach) + dx))
+        yield pixels, distance, is_candidate
 
-    pad = reach + grown
-    planes = [cv2.copyMakeBorder(plane, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0) for plane in cv2.split(image)]
-    clear = np.pad(~rain, reach)  # candidates lie inside the image ...
-    valid = np.pad(~rain, grown, constant_values=True)  # ... but what is outside takes part in the distance, as black
-    deep = 765 * (2 * grown + 1) ** 2 > 65535
-    rows = max(1, STRIP_PIXELS // width)
+
+def chunks_of(filled, size):
+    """Yield (first row, flat indices of the filled pixels) of strips, of about `size` pixels, of a mask (H, W) bool."""
+    height, width = filled.shape
+    rows = max(1, size // width)
     for top in range(0, height, rows):
-        strip = slice(top, min(top + rows, height))
-        place = np.flatnonzero(filled[strip])
-        if not len(place):
-            continue
-        count = candidates[strip].ravel()[place]
-        order = np.argsort(count, kind="stable")
-        place, count = place[order], count[order]
-        yield _strip_block(strip, place, count, half, planes, clear, valid, reach, grown, deep)
+        pixels = np.flatnonzero(filled[top : top + rows])
+        if len(pixels):
+            yield top, pixels + top * width
 
 
-def _strip_block(strip, place, count, half, planes, clear, valid, reach, grown, deep):
-    """The Block of one strip of rows; place: flat index, within the strip, of its filled pixels."""
-    width = half.shape[1]
-    tall, wide = strip.stop - strip.start + 2 * grown, width + 2 * grown
-    weight = np.where(valid[strip.start : strip.start + tall], np.uint16(0xFFFF), np.uint16(0))
-    y, x = np.divmod(place, width)
-    centre = (y + grown) * wide + x + grown  # where the pixels lie in the strip with its margins
-    halves = half[strip].ravel()[place]
-    sizes = [(int(h), np.flatnonzero(halves == h)) for h in np.unique(halves)]
-    sum_up = {h: _window_sum(h, centre[which], tall * wide, wide, deep) for h, which in sizes}
-    side = 2 * reach + 1
-    distance = np.empty((side * side, len(place)), np.int32 if deep else np.uint16)
-    is_candidate = np.empty((side * side, len(place)), bool)
-    here = [plane[strip.start + reach :][:tall, reach : reach + wide] for plane in planes]
-    clear_place = y * clear.shape[1] + x
-    clear_rows = clear[strip.start :].ravel()
-    for j, (dy, dx) in enumerate(itertools.product(range(side), range(side))):
-        there = [plane[strip.start + dy :][:tall, dx : dx + wide] for plane in planes]
-        parts = [cv2.absdiff(a, b) for a, b in zip(here, there)]
-        difference = cv2.add(cv2.add(parts[0], parts[1], dtype=cv2.CV_16U), parts[2], dtype=cv2.CV_16U)
-        difference = cv2.bitwise_and(difference, weight)
-        for h, which in sizes:
-            if len(sizes) == 1:
-                distance[j] = sum_up[h](difference)
-            else:
-                distance[j, which] = sum_up[h](difference)
-        clear_rows.take(clear_place + (dy * clear.shape[1] + dx), out=is_candidate[j])
-    edges = np.flatnonzero(is_candidate.T)
-    offset = np.tile(np.arange(side * side, dtype=np.min_scalar_type(side * side)), len(place))
-    return Block(place + strip.start * width, count, offset[edges], distance.T.ravel()[edges])
+def sum_in_float32(weight):
+    """The sum of each column's weights other than 0, (F,) float32, of an array (S, F) float32.
 
-
-def _window_sum(h, centre, area, wide, deep):
-    """A function that sums an array over the windows of half width h around the flat places `centre`."""
-    side = 2 * h + 1
-    if len(centre) * side * side < area // 4:  # few windows: one by one
-        window = (np.arange(-h, h + 1)[:, None] * wide + np.arange(-h, h + 1)).ravel()
-        places = centre + window[:, None]
-        return lambda array: array.take(places).sum(axis=0, dtype=np.int32)
-    depth = cv2.CV_32S if deep else cv2.CV_16U
-    return lambda array: cv2.boxFilter(array, depth, (side, side), normalize=False).take(centre)
-
-
-def cumulative_weights(block, table):
-    """The cumulative probability of every candidate, (E,) float64, last of each filled pixel exactly 1.
-
-    Weights are normalised by their float32 sum, in NumPy's order of summation over the candidates of one pixel: so they
-    are summed in groups of pixels with equally many candidates, a row each.
+    NumPy sums pairwise, and zeros between the weights would change the pairs: so columns with equally many are summed
+    together, without the zeros.
     """
-    cumulative = np.empty(len(block.distance))
-    weight = table[block.distance]
-    for count, rows, edges in _groups(block):
-        group = weight[edges].reshape(rows, count)
-        group /= group.sum(axis=1, keepdims=True)
-        running = cumulative[edges].reshape(rows, count)
-        np.cumsum(group, axis=1, dtype=np.float64, out=running)
-        running /= running[:, -1:].copy()
+    number, total = np.count_nonzero(weight, axis=0), np.empty(weight.shape[1], np.float32)
+    for n in np.unique(number):
+        columns = weight.T[number == n]
+        total[number == n] = columns[columns > 0].reshape(-1, n).sum(axis=1)
+    return total
+
+
+def cumulate(weight):
+    """Cumulative weights (S, F) float64, the last of them 1, of weights (S, F); constant where the weight is 0."""
+    cumulative = weight.astype(np.float64)
+    for before, row in zip(cumulative, cumulative[1:]):
+        row += before
+    cumulative /= cumulative[-1].copy()
     return cumulative
 
 
-def _groups(block):
-    """Runs of pixels with equally many candidates: (candidates, pixels, slice of their edges)."""
-    counts, pixels = np.unique(block.count, return_counts=True)
-    ends = np.cumsum(counts * pixels)
-    return [(c, n, slice(end - c * n, end)) for c, n, end in zip(counts.tolist(), pixels.tolist(), ends.tolist())]
+def take(array, index):
+    """array[index] along the first axis, for NumPy and torch; NumPy's own `take` is several times faster than brackets."""
+    return array.take(index, axis=0) if isinstance(array, np.ndarray) else array[index]
 
 
-def _draw_same(block, cumulative, uniforms):
-    """The candidates that the same uniform numbers draw for every pixel: window offsets (len(uniforms), F).
+class Draws:
+    """Stochastic references: every filled pixel draws one of the S places of its window by weight. Both recipes share this.
 
-    Each number draws the first candidate whose cumulative weight exceeds it. Turned around: a candidate is drawn by those
-    of the sorted numbers that lie between its predecessor's cumulative weight and its own.
-    """
-    order = np.argsort(uniforms, kind="stable")
-    below = np.searchsorted(uniforms[order], cumulative, side="left")
-    times = np.diff(below, prepend=0)
-    firsts = np.cumsum(block.count) - block.count
-    times[firsts] = below[firsts]
-    drawn = np.repeat(block.offset, times).reshape(-1, len(uniforms))
-    result = np.empty(drawn.shape[::-1], drawn.dtype)
-    result[order] = drawn.T
-    return result
-
-
-def _draw_own(xp, edges, uniforms):
-    """The edge that each pixel's own uniform number draws: (F,), by bisection. xp: numpy or torch, as edges and uniforms."""
-    low, high = edges.first, edges.last
-    for _ in range((edges.most - 1).bit_length()):
-        middle = (low + high) // 2
-        beyond = edges.cumulative[middle] <= uniforms  # never at the last edge, where it is 1
-        low, high = xp.where(beyond, middle + 1, low), xp.where(beyond, high, middle)
-    return low
-
-
-class Sampler:
-    """Non-local stochastic sampling (NSS; paper, section 2.2) of one photograph: built once, drawn from as often as needed.
-
-    image: (H, W, 3) uint8; mask: (H, W) uint8, rain where above 0, filled where above `threshold`, candidates where 0.
-    K: pixels a side of the window that candidates come from (at least 3 are used). k: odd, pixels a side of the window
-    that is compared; it grows where all of it is rain. pow: exponent of the distance, the paper's eta.
-    Raises ValueError for an image or mask of another shape or type and for parameters without meaning.
+    image: (H, W, 3) uint8; places: S. A subclass gives `chunks()`, which yields (pixels (F,) int64: flat indices in the
+    image, cumulative (S, F) float64: as from `cumulate`), and `colours(pixels, place)`, (F, 3) uint8: what draws give.
     """
 
-    def __init__(self, image, mask, K=7, k=3, pow=0.5, threshold=10):
+    xp, arrays = np, ("flat", "shift")  # the library that draws, and the arrays that it needs
+
+    def __init__(self, image, places):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"the image must be (H, W, 3) of uint8, not {image.shape} of {image.dtype}")
-        if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
-            raise ValueError(f"the mask must be {image.shape[:2]} of uint8, not {mask.shape} of {mask.dtype}")
-        check_parameters(K, k, pow, threshold)
-        self.image = np.ascontiguousarray(image)
-        self.blocks = list(neighbour_blocks(self.image, mask, K, k, threshold))
-        largest = max((int(block.distance.max()) for block in self.blocks), default=0)
-        self.table = weight_table(765 * (2 * max(k // 2, max(K, 3) // 2) + 1) ** 2, pow) if largest else np.ones(1, np.float32)
-        reach = max(K, 3) // 2
-        dy, dx = np.divmod(np.arange((2 * reach + 1) ** 2), 2 * reach + 1)
-        self.shift = (dy - reach) * image.shape[1] + dx - reach  # of each window offset, in flat pixels
-        self._edges = None
+        self.shape, self.flat, self.held = image.shape, np.ascontiguousarray(image).reshape(-1, 3), None
+        self.place_type = np.min_scalar_type(places)
 
     def references(self, sdr_num=50, seed=0, independent=False):
         """Yield the SDRs one by one, each (H, W, 3) uint8.
@@ -219,104 +152,201 @@ class Sampler:
         """
         random = np.random.RandomState(seed)
         if independent:
-            for _ in range(sdr_num):
-                yield self.fresh(random)
+            yield from (self.fresh(random) for _ in range(sdr_num))
             return
         uniforms = random.random_sample(sdr_num)
-        drawn = [_draw_same(block, cumulative_weights(block, self.table), uniforms) for block in self.blocks]
-        flat = cv2.cvtColor(self.image, cv2.COLOR_BGR2BGRA).view(np.uint32).ravel()  # a pixel a number moves faster
+        drawn = [(pixels, [self._draw(cumulative, u) for u in uniforms]) for pixels, cumulative in self.chunks()]
         for n in range(sdr_num):
-            reference = flat.copy()
-            for block, offsets in zip(self.blocks, drawn):
-                reference[block.filled] = flat.take(self.shift.take(offsets[n]) + block.filled)
-            yield cv2.cvtColor(reference.view(np.uint8).reshape(*self.image.shape[:2], 4), cv2.COLOR_BGRA2BGR)
+            yield self._reference((pixels, places[n]) for pixels, places in drawn)
+
+    def fresh(self, random=None):
+        """One SDR (H, W, 3) uint8 with every pixel's own draw. random: np.random.RandomState or Generator.
+
+        On a torch device: a tensor; random is a torch.Generator of the device, or None for the default one. The cumulative
+        weights of all filled pixels are kept from the first call on, 8 bytes a place.
+        """
+        if self.held is None:
+            self.held = list(self.chunks())
+        return self._reference((pixels, self._draw(cumulative, self._uniforms(len(pixels), random)))
+                               for pixels, cumulative in self.held)
 
     def expectation(self):
         """The mean of infinitely many SDRs, (H, W, 3) float64 in [0, 255]."""
-        return self._expected(self.image)
+        return self._expected(1)
 
     def variance(self):
         """The variance of infinitely many SDRs, (H, W, 3) float64 in squared values of [0, 255]."""
-        squares = self._expected(np.square(self.image, dtype=np.uint16))
-        return np.maximum(squares - self.expectation() ** 2, 0)
-
-    def _expected(self, values):
-        """The probable value of every pixel's draw, (H, W, 3) float64, of an array (H, W, 3)."""
-        flat = values.reshape(-1, 3)
-        mean = flat.astype(np.float64)
-        for block in self.blocks:
-            first, candidate = self._candidates(block)
-            probability = np.diff(cumulative_weights(block, self.table), prepend=0)
-            probability[first[1:]] += 1  # the difference to the predecessor's last weight, which is 1
-            for channel in range(3):
-                mean[block.filled, channel] = np.add.reduceat(probability * flat[candidate, channel], first)
-        return mean.reshape(values.shape)
-
-    def fresh(self, random):
-        """One SDR (H, W, 3) uint8 with every pixel's own draw. random: np.random.RandomState or Generator."""
-        if self._edges is None:
-            self._edges = self._collect_edges()
-        edges = self._edges
-        edge = _draw_own(np, edges, random.random(len(edges.filled)))
-        reference = self.image.reshape(-1, 3).copy()
-        reference[edges.filled] = reference[edges.candidate[edge]]
-        return reference.reshape(self.image.shape)
+        return np.maximum(self._expected(2) - self._expected(1) ** 2, 0)
 
     def to(self, device):
-        """The same sampler on a torch device, for drawing there: see `DeviceSampler`."""
-        return DeviceSampler(self, device)
-
-    def _candidates(self, block):
-        first = np.cumsum(block.count) - block.count
-        return first, np.repeat(block.filled, block.count) + self.shift[block.offset]
-
-    def _collect_edges(self):
-        parts = []
-        for block in self.blocks:
-            first, candidate = self._candidates(block)
-            parts.append((block.filled, first, block.count, candidate, cumulative_weights(block, self.table)))
-        starts = np.cumsum([0] + [len(part[3]) for part in parts])
-        joined = [np.concatenate(column) for column in zip(*parts)] if parts else [np.zeros(0, np.int64)] * 5
-        filled, first, count, candidate, cumulative = joined
-        first = first + np.repeat(starts[: len(parts)], [len(part[0]) for part in parts])
-        return Edges(filled, first, first + count - 1, candidate, cumulative, int(count.max(initial=1)))
-
-
-class Edges(NamedTuple):
-    """What a draw per pixel needs, for all filled pixels: F of them, with E candidates together."""
-
-    filled: np.ndarray  # (F,) flat index of each filled pixel
-    first: np.ndarray  # (F,) its first candidate among the E
-    last: np.ndarray  # (F,) its last one
-    candidate: np.ndarray  # (E,) flat index of each candidate
-    cumulative: np.ndarray  # (E,) its cumulative probability, float64, the last of each filled pixel 1
-    most: int  # candidates that any pixel has
-
-
-class DeviceSampler:
-    """A `Sampler` whose tables lie on a torch device; nothing is copied back while drawing."""
-
-    def __init__(self, sampler, device):
+        """The same sampler on a torch device: its `fresh` and `expectation` give tensors there, and copy nothing back."""
         import torch
 
-        self.torch = torch
-        *parts, most = sampler._collect_edges()
-        self.edges = Edges(*(torch.from_numpy(part).to(device) for part in parts), most)
-        self.image = torch.from_numpy(sampler.image).to(device)
-        self.mean = torch.from_numpy(sampler.expectation()).to(device)
+        def move(array):
+            return torch.from_numpy(array).to(device)
 
-    def fresh(self, generator=None):
-        """One SDR, (H, W, 3) uint8 tensor, BGR. generator: a torch.Generator of the device, or None for the default one."""
-        torch, edges = self.torch, self.edges
-        uniforms = torch.rand(len(edges.filled), dtype=torch.float64, device=self.image.device, generator=generator)
-        edge = _draw_own(torch, edges, uniforms)
-        reference = self.image.reshape(-1, 3).clone()
-        reference[edges.filled] = reference[edges.candidate[edge]]
-        return reference.reshape(self.image.shape)
+        there, mean = copy.copy(self), move(self.expectation())
+        vars(there).update({name: move(getattr(self, name)) for name in self.arrays}, xp=torch, place_type=torch.int64)
+        there.held = [(move(pixels), move(cumulative)) for pixels, cumulative in self.held or self.chunks()]
+        there.expectation = lambda: mean
+        return there
+
+    def _draw(self, cumulative, uniforms):
+        """The place that a uniform number, or each pixel's own (F,), draws: the first whose cumulative weight exceeds it."""
+        return (cumulative <= uniforms).sum(axis=0, dtype=self.place_type)
+
+    def _uniforms(self, number, random):
+        if self.xp is np:
+            return random.random(number)
+        return self.xp.rand(number, dtype=self.xp.float64, device=self.flat.device, generator=random)
+
+    def _reference(self, draws):
+        reference = copy.deepcopy(self.flat)
+        for pixels, place in draws:
+            reference[pixels] = self.colours(pixels, place)
+        return reference.reshape(self.shape)
+
+    def _expected(self, power):
+        expected = self.flat.astype(np.float64) ** power
+        for pixels, cumulative in self.chunks():
+            total = np.zeros((len(pixels), 3))
+            for place, probability in enumerate(np.diff(cumulative, axis=0, prepend=0)):
+                total += probability[:, None] * self.colours(pixels, place).astype(np.float64) ** power
+            expected[pixels] = total
+        return expected.reshape(self.shape)
+
+
+class Sampler(Draws):
+    """Non-local stochastic sampling (NSS; paper, section 2.2) of one photograph: built once, drawn from as often as needed.
+
+    image: (H, W, 3) uint8; mask: (H, W) uint8, rain where above 0, filled where above `threshold`, candidates where 0.
+    K: pixels a side of the window that candidates come from (at least 3 are used). k: odd, pixels a side of the window
+    that is compared; it grows where all of it is rain. pow: exponent of the distance, the paper's eta.
+    Raises ValueError for an image or mask of another shape or type and for parameters without meaning.
+    """
+
+    def __init__(self, image, mask, K=7, k=3, pow=0.5, threshold=10):
+        reach = max(K, 3) // 2
+        super().__init__(image, (2 * reach + 1) ** 2)
+        if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
+            raise ValueError(f"the mask must be {image.shape[:2]} of uint8, not {mask.shape} of {mask.dtype}")
+        check_parameters(K, k, pow, threshold)
+        self.distances = lambda: nss_distances(image, mask, K, k, threshold)
+        self.table = weight_table(765 * (2 * max(k // 2, reach) + 1) ** 2, pow)
+        dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+        self.shift = (dy * image.shape[1] + dx).ravel()  # of each place, in flat pixels
+
+    def chunks(self):
+        for pixels, distance, is_candidate in self.distances():
+            weight = self.table.take(distance) * is_candidate
+            yield pixels, cumulate(weight / sum_in_float32(weight))
+
+    def colours(self, pixels, place):
+        """The colours of the pixels drawn. A place outside the image has no weight; clipping only keeps its index valid."""
+        return take(self.flat, (pixels + take(self.shift, place)).clip(0, len(self.flat) - 1))
+
+
+# ---- guided samples: what NSS becomes when it knows how bright the rain is
+
+WINDOW = 11  # pixels a side of the window that candidates come from
+RAIN, SPACE, CHROMA, PATTERN, LIGHT = 4, 18, 50, 288, 128  # what the exponents of a weight are divided by; by trials
+SMALLEST = -87  # least exponent of a weight: smaller ones would be no normal float32, with which processors are slow
+STRIP = 1 << 14  # pixels that the expectation works on at once: their arrays fit a processor's cache of 2 MB
+
+
+class GuidedSampler(Draws):
+    """Stochastic references from one photograph and its layer of rain: built once, drawn from as often as needed.
+
+    The photograph is I = J + R, R being the layer. L is the mean of J's channels, C = (red - green, green - blue) of I.
+    A pixel p with rain draws a place q of the window around it, p itself included, with the weight
+
+        exp(-R(q)/rain - |p-q|^2/space - |C(p)-C(q)|^2/chroma - m(p,q)/pattern - (L(p)-L(q))^2/light),
+
+    m being the mean over 3x3 offsets o of (L(p+o)-L(q+o))^2. Where p has a channel of 254 or more, which may have been cut
+    off, the term of C is left out. The new brightness is L(p) + (1-exp(-R(p)/rain)) (L(q)-L(p)). What the mean of I's
+    channels exceeds it by is taken off all three, so C stays as it is. Beyond the border the photograph is mirrored.
+    image: (H, W, 3) uint8 BGR; layer: (H, W) uint8 or float, grey levels of rain, at least 0; window: odd; the others: above 0.
+    Raises ValueError for arrays of another shape, type or range and for parameters without meaning.
+    """
+
+    arrays = ("flat", "shift", "light", "most", "strength")
+
+    def __init__(self, image, layer, window=WINDOW, rain=RAIN, space=SPACE, chroma=CHROMA, pattern=PATTERN, light=LIGHT):
+        super().__init__(image, window * window)
+        if layer.shape != image.shape[:2] or layer.dtype.kind not in "uf" or not (layer >= 0).all():
+            raise ValueError(f"the layer must be {image.shape[:2]} of levels from 0, not {layer.shape} of {layer.dtype}")
+        if window < 1 or window % 2 == 0 or min(rain, space, chroma, pattern, light) <= 0:
+            raise ValueError(f"window={window} must be odd, and what exponents are divided by must be above 0")
+        self.window, self.margin, self.space = window, window // 2 + 1, space
+
+        def pad(plane):
+            return cv2.copyMakeBorder(plane, *[self.margin] * 4, cv2.BORDER_REFLECT_101)
+
+        layer = np.minimum(layer, 255).astype(np.float32)
+        channels = [plane.astype(np.float32) for plane in cv2.split(image)]
+        mean, clean = (sum(planes) / 3 for planes in (channels, [np.maximum(plane - layer, 0) for plane in channels]))
+        self.rainy = layer > 0
+        self.strength = 1 - np.exp(-layer / rain)
+        self.most = mean - (1 - self.strength) * clean  # of this, the new brightness of a draw leaves strength * L(q)
+        self.light = pad(clean)
+        self.rain_term = pad(np.maximum(-layer / rain, -70))  # so that a pixel's own weight stays well above that of SMALLEST
+        self.chroma = [pad((b - a) / np.float32(chroma**0.5)) for a, b in zip(channels, channels[1:])]
+        self.chroma_sign = np.where(np.max(channels, axis=0) < 254, np.float32(-1), np.float32(0))
+        self.kernel = np.full((3, 3), -1 / (9 * pattern), np.float32)  # of squared differences of L: their mean, m ...
+        self.kernel[1, 1] -= 1 / light  # ... and the middle one once more
+        dy, dx = np.mgrid[-self.margin + 1 : self.margin, -self.margin + 1 : self.margin]
+        self.shift = (dy * self.light.shape[1] + dx).ravel()  # of each place, in flat pixels of the padded planes
+
+    def weights(self, top, bottom):
+        """Yield the weight of place q for all pixels of rows top to bottom, and L(q), (rows, W) float32, q by q."""
+        tall, wide, reach = bottom - top, self.shape[1], self.window // 2
+
+        def at(plane, dy, dx, around=0):
+            return plane[top + dy + 1 - around :][: tall + 2 * around, dx + 1 - around :][:, : wide + 2 * around]
+
+        for dy, dx in itertools.product(range(self.window), repeat=2):
+            square = cv2.subtract(at(self.light, reach, reach, 1), at(self.light, dy, dx, 1))
+            square = cv2.multiply(square, square)
+            space_term = -((dy - reach) ** 2 + (dx - reach) ** 2) / self.space
+            exponent = cv2.filter2D(square, -1, self.kernel, delta=space_term)[1:-1, 1:-1]
+            exponent = cv2.add(exponent, at(self.rain_term, dy, dx))
+            first, second = (cv2.subtract(at(plane, reach, reach), at(plane, dy, dx)) for plane in self.chroma)
+            chroma = cv2.accumulateProduct(second, second, cv2.multiply(first, first))
+            cv2.accumulateProduct(chroma, self.chroma_sign[top:bottom], exponent)
+            np.maximum(exponent, SMALLEST, out=exponent)
+            yield cv2.exp(exponent), at(self.light, dy, dx)
 
     def expectation(self):
-        """The mean of infinitely many SDRs, (H, W, 3) float64 tensor in [0, 255]."""
-        return self.mean
+        """The mean of infinitely many SDRs that are not rounded, (H, W, 3) float32 in [0, 255]."""
+        expected = self.flat.reshape(self.shape).astype(np.float32)
+        for top, pixels in chunks_of(self.rainy, STRIP):
+            rows = slice(top, pixels[-1] // self.shape[1] + 1)
+            channels, most, strength = cv2.split(expected[rows]), self.most[rows], self.strength[rows]
+            total, *taken = (np.zeros(most.shape, np.float32) for _ in range(4))
+            for weight, light in self.weights(rows.start, rows.stop):
+                amount = cv2.subtract(most, cv2.multiply(strength, light))
+                np.maximum(amount, 0, out=amount)
+                cv2.accumulate(weight, total)
+                for channel, sums in zip(channels, taken):
+                    cv2.accumulateProduct(weight, cv2.min(amount, channel), sums)
+            expected[rows] -= np.stack(taken, axis=2) / total[..., None]
+        return expected
+
+    def chunks(self):
+        for top, pixels in chunks_of(self.rainy, CHUNK // self.window**2):
+            within = pixels - top * self.shape[1]
+            weights = self.weights(top, pixels[-1] // self.shape[1] + 1)
+            yield pixels, cumulate(np.stack([weight.take(within) for weight, _ in weights]))
+
+    def colours(self, pixels, place):
+        """The pixels' own colours less the same whole number of levels in each channel, where they have so many."""
+        wide = self.shape[1]
+        padded = pixels + 2 * self.margin * (pixels // wide) + self.margin * (wide + 2 * self.margin + 1)
+        light = take(self.light.reshape(-1), padded + take(self.shift, place))
+        amount = take(self.most.reshape(-1), pixels) - take(self.strength.reshape(-1), pixels) * light
+        amount = self.xp.asarray(amount.clip(0, 255).round(), dtype=self.xp.uint8)[:, None]
+        colours = take(self.flat, pixels)
+        return colours - self.xp.minimum(colours, amount)
 
 
 def sample_references(image, mask, sdr_num=50, seed=0, independent=False, **parameters):

@@ -86,33 +86,32 @@ def test_draws_of_ones_own_from_the_published_numbers_are_the_published_draws(ca
         sdr_num = options.pop("sdr_num")
         sampler = Sampler(rainy, mask, **options)
         for n, uniform in enumerate(np.random.RandomState(0).random_sample(sdr_num)):
-            if device == "numpy":
-                edges = sampler._collect_edges()
-                drawn = sdr._draw_own(np, edges, np.full(len(edges.filled), uniform))
-            else:
-                edges = sampler.to(device).edges
-                uniforms = torch.full((len(edges.filled),), uniform, dtype=torch.float64, device=device)
-                drawn = sdr._draw_own(torch, edges, uniforms).cpu().numpy()
-                edges = sampler._collect_edges()
-            own = rainy.reshape(-1, 3).copy()
-            own[edges.filled] = own[edges.candidate[drawn]]
-            assert np.array_equal(own.reshape(rainy.shape), references[n]), (name, n)
+            assert np.array_equal(drawn_by(sampler, uniform, device), references[n]), (name, n)
+
+
+def drawn_by(sampler, uniform, device):
+    """The reference (H, W, 3) uint8 in which each pixel's own number is this one. device: of torch, or "numpy"."""
+    if device == "numpy":
+        return sampler.fresh(mock.Mock(random=lambda number: np.full(number, uniform)))
+    with mock.patch.object(torch, "rand", lambda number, dtype, device, generator: torch.full((number,), uniform, dtype=dtype,
+                                                                                            device=device)):
+        return sampler.to(device).fresh().cpu().numpy()
 
 
 # ---- the fast sampling against the literal one
 
 
-def check_against_literal(image, mask, sdr_num=20, seed=0, strip_pixels=sdr.STRIP_PIXELS, **parameters):
+def check_against_literal(image, mask, sdr_num=20, seed=0, chunk=sdr.CHUNK, **parameters):
     before = image.copy(), mask.copy()
-    with mock.patch.object(sdr, "STRIP_PIXELS", strip_pixels):
-        sampler = Sampler(image, mask, **parameters)
+    sampler = Sampler(image, mask, **parameters)
     expected = literal.references(image, mask, sdr_num, seed, **parameters)
-    drawn = list(sampler.references(sdr_num, seed))
-    assert len(drawn) == sdr_num
-    for n, (one, other) in enumerate(zip(drawn, expected)):
-        assert one.dtype == np.uint8 and np.array_equal(one, other), n
-    assert np.abs(sampler.expectation() - literal.expectation(image, mask, **parameters)).max() < 1e-9
-    assert np.abs(sampler.variance() - literal.variance(image, mask, **parameters)).max() < 1e-8
+    with mock.patch.object(sdr, "CHUNK", chunk):
+        drawn = list(sampler.references(sdr_num, seed))
+        assert len(drawn) == sdr_num
+        for n, (one, other) in enumerate(zip(drawn, expected)):
+            assert one.dtype == np.uint8 and np.array_equal(one, other), n
+        assert np.abs(sampler.expectation() - literal.expectation(image, mask, **parameters)).max() < 1e-9
+        assert np.abs(sampler.variance() - literal.variance(image, mask, **parameters)).max() < 1e-8
     assert np.array_equal(image, before[0]) and np.array_equal(mask, before[1])
     return sampler
 
@@ -124,7 +123,7 @@ def check_against_literal(image, mask, sdr_num=20, seed=0, strip_pixels=sdr.STRI
     clear=st.sampled_from([0.05, 0.3, 0.6, 0.95]), block=st.tuples(*[st.integers(0, 9)] * 4),
     K=st.integers(1, 11), k=st.sampled_from([1, 3, 5, 7]), pow=st.sampled_from([0, 0.5, 1, 2]),
     threshold=st.sampled_from([0, 10, 120, 254, 255]), sdr_num=st.sampled_from([1, 2, 7, 50]),
-    seed=st.sampled_from([0, 1, 2**32 - 1]), strip_pixels=st.sampled_from([1, 20, 1 << 19]),
+    seed=st.sampled_from([0, 1, 2**32 - 1]), chunk=st.sampled_from([1, 1000, sdr.CHUNK]),
 )
 def test_every_reference_is_the_literal_one(content, height, width, levels, clear, block, **options):
     mask = speckled(content, height, width, clear)
@@ -156,10 +155,10 @@ AWKWARD = {
 }
 
 
-@pytest.mark.parametrize("strip_pixels", [sdr.STRIP_PIXELS, 1, 30])
+@pytest.mark.parametrize("chunk", [sdr.CHUNK, 1, 1500])
 @pytest.mark.parametrize("name", AWKWARD)
-def test_awkward_cases(name, strip_pixels):
-    check_against_literal(*AWKWARD[name], strip_pixels=strip_pixels)
+def test_awkward_cases(name, chunk):
+    check_against_literal(*AWKWARD[name], chunk=chunk)
 
 
 def test_the_awkward_cases_are_what_they_are_called():
@@ -190,7 +189,8 @@ def test_distances_below_and_beyond_16_bits(k):
     stripes = np.zeros((15, 15, 3), np.uint8)
     stripes[:, ::2] = 255  # a step aside differs everywhere
     sampler = check_against_literal(stripes, rectangle(15, 15, 7, 7, 8, 8), K=3, k=k, pow=1)
-    assert sampler.blocks[0].distance.max() == 765 * (k * k - 1)
+    ((_, distance, is_candidate),) = sampler.distances()
+    assert distance[is_candidate].max() == 765 * (k * k - 1)
 
 
 def test_even_and_next_odd_K_are_the_same():
@@ -204,11 +204,11 @@ def test_distances_beyond_what_a_float32_holds_are_exact():
     # Stripes, black and white by columns: a step aside differs everywhere, by 765 * 151**2, which takes 25 bits.
     image, mask = np.zeros((160, 160, 3), np.uint8), rectangle(160, 160, 80, 80, 81, 82)
     image[:, ::2], image[79, 79] = 255, (1, 0, 0)
-    (block,) = sdr.neighbour_blocks(image, mask, K=3, k=151)
+    ((pixels, distance, is_candidate),) = sdr.nss_distances(image, mask, K=3, k=151)
     wide = np.pad(image.astype(int), ((75, 75), (75, 75), (0, 0)))
     valid = np.pad(mask == 0, 75, constant_values=True)
-    assert block.distance.max() > 1 << 24 and block.count.tolist() == [7, 7]
-    for pixel, distances in zip(block.filled, block.distance.reshape(2, 7)):
+    assert distance.max() > 1 << 24 and is_candidate.sum(axis=0).tolist() == [7, 7]
+    for pixel, distances in zip(pixels, distance.T[is_candidate.T].reshape(2, 7)):
         y, x = divmod(int(pixel), 160)
         here, *there = (np.s_[v : v + 151, u : u + 151] for v, u in [
             (y, x), *((v, u) for v in (79, 80, 81) for u in (x - 1, x, x + 1) if not mask[v, u])])
@@ -236,13 +236,14 @@ def test_views_and_copies_are_sampled_alike():
 def test_a_number_that_meets_a_cumulative_weight_draws_the_next_candidate():
     image, mask = colours(25, 8, 8), rectangle(8, 8, 3, 0, 5, 8)
     sampler = Sampler(image, mask, K=3, pow=0)  # 2 to 6 equally likely candidates
-    (block,), edges = sampler.blocks, sampler._collect_edges()
-    uniforms = np.array([0, 0.25, 0.5, 0.75, *np.unique(edges.cumulative)[:-1]])
-    for drawn, uniform in zip(sdr._draw_same(block, edges.cumulative, uniforms), uniforms):
-        expected = [first + np.searchsorted(edges.cumulative[first : last + 1], uniform, side="right")
-                    for first, last in zip(edges.first, edges.last)]
-        assert drawn.tolist() == block.offset[expected].tolist(), uniform
-        assert sdr._draw_own(np, edges, np.full(len(edges.filled), uniform)).tolist() == expected, uniform
+    ((pixels, cumulative),) = sampler.chunks()
+    assert (np.diff(cumulative, axis=0) == 0).any() and (cumulative[-1] == 1).all()
+    for uniform in [0, 0.25, 0.5, 0.75, *np.unique(cumulative[cumulative < 1])]:
+        places = [np.searchsorted(own, uniform, side="right") for own in cumulative.T]
+        expected = image.copy().reshape(-1, 3)
+        expected[pixels] = expected[pixels + sampler.shift[places]]
+        for device in ("numpy", "cpu"):
+            assert np.array_equal(drawn_by(sampler, uniform, device), expected.reshape(image.shape)), uniform
 
 
 # ---- draws of their own
