@@ -1,4 +1,4 @@
-"""LDGP's angle and NSS as the specification words them, block by block and pixel by pixel: the slow oracle of the fast code.
+"""LDGP's angle, NSS and guided samples, block by block and pixel by pixel: the slow oracle of the fast code.
 
 Nothing is taken from ldgp.py or sdr.py, so that a slip there cannot hide here.
 """
@@ -133,3 +133,51 @@ def distance(colours, rain, p, q, half):
             there = q[0] + dy, q[1] + dx
             total += sum(abs(a - b) for a, b in zip(colour(*here), colour(*there)))
     return total
+
+
+# ---- guided samples
+
+
+def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=288, light=128):
+    """Yield (y, x, its S draws' probabilities, what they take off the channels before rounding) for every pixel with rain."""
+    colours, layer = image.astype(np.float64), layer.astype(np.float64)
+    height, width = layer.shape
+    brightness = np.clip(colours - layer[..., None], 0, 255).mean(axis=2)
+    reach = window // 2
+
+    def mirrored(y, x):
+        """The place inside the image that a place beyond its border shows."""
+        inside = []
+        for at, size in ((y, height), (x, width)):
+            while size > 1 and not 0 <= at < size:
+                at = -at if at < 0 else 2 * (size - 1) - at
+            inside.append(at if size > 1 else 0)
+        return tuple(inside)
+
+    def hue(y, x):
+        blue, green, red = colours[mirrored(y, x)]
+        return np.array([red - green, green - blue])
+
+    for y, x in zip(*np.nonzero(layer)):
+        weights, taken = [], []
+        for v in range(y - reach, y + reach + 1):
+            for u in range(x - reach, x + reach + 1):
+                m = np.mean([(brightness[mirrored(y + dy, x + dx)] - brightness[mirrored(v + dy, u + dx)]) ** 2
+                             for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+                here, there = brightness[y, x], brightness[mirrored(v, u)]
+                weight = np.exp(-layer[mirrored(v, u)] / rain) * np.exp(-((v - y) ** 2 + (u - x) ** 2) / space)
+                if colours[y, x].max() < 254:
+                    weight *= np.exp(-np.sum((hue(y, x) - hue(v, u)) ** 2) / chroma)
+                weights.append(weight * np.exp(-m / pattern) * np.exp(-((here - there) ** 2) / light))
+                new = here + (1 - np.exp(-layer[y, x] / rain)) * (there - here)
+                taken.append(max(0, colours[y, x].mean() - new))
+        yield y, x, np.array(weights) / np.sum(weights), np.array(taken)
+
+
+def guided_expectation(image, layer, rounded=False, **widths):
+    """The mean of infinitely many guided samples, (H, W, 3) float64, of whole levels or before rounding."""
+    result = image.astype(np.float64)
+    for y, x, probabilities, taken in guided_laws(image, layer, **widths):
+        drawn = np.maximum(image[y, x] - (np.rint(taken) if rounded else taken)[:, None], 0)
+        result[y, x] = probabilities @ drawn
+    return result

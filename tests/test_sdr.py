@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdr
-from sdr import Fusion, Sampler, fuse, sample_references, write_references
+from sdr import Fusion, GuidedSampler, Sampler, fuse, sample_references, write_references
 from utils.image import ImageError, read_image, read_mask, write_bytes, write_png
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -258,20 +258,15 @@ def distinct(seed, height, width):
     return image, lambda reference: pixel[reference[..., 1].astype(int) * 256 + reference[..., 0]]
 
 
-def numpy_draws(sampler, seed):
-    random = np.random.RandomState(seed)
-    return np.stack([sampler.fresh(random) for _ in range(DRAWS)])
-
-
-def torch_draws(sampler, seed, device):
-    there, random = sampler.to(device), torch.Generator(device).manual_seed(seed)
-    return torch.stack([there.fresh(random) for _ in range(DRAWS)]).cpu().numpy()
-
-
-def draws(sampler, seed, source):
+def draws(sampler, seed, source, number=DRAWS):
+    """References with draws of their own, (number, H, W, 3) uint8. source: "numpy", "independent" or a torch device."""
     if source == "independent":
-        return np.stack(list(sampler.references(DRAWS, seed, independent=True)))
-    return numpy_draws(sampler, seed) if source == "numpy" else torch_draws(sampler, seed, source)
+        return np.stack(list(sampler.references(number, seed, independent=True)))
+    if source == "numpy":
+        random = np.random.RandomState(seed)
+        return np.stack([sampler.fresh(random) for _ in range(number)])
+    there, random = sampler.to(source), torch.Generator(source).manual_seed(seed)
+    return torch.stack([there.fresh(random) for _ in range(number)]).cpu().numpy()
 
 
 def surprise(drawn, laws):
@@ -405,6 +400,114 @@ def test_the_fused_reference_is_the_mean_in_float64():
     references = np.stack([colours(seed, 30, 40) for seed in range(50)])
     assert np.array_equal(fuse(iter(references)), np.rint(references.mean(axis=0, dtype=np.float64)))
     assert np.array_equal(fuse(np.full((300, 2, 2, 3), 255, np.uint8)), np.full((2, 2, 3), 255))
+
+
+# ---- guided samples
+
+
+def shower(seed, height, width, kind=np.float32):
+    """A smooth photograph with rain of up to 60 levels on half of its pixels, and that layer of rain."""
+    random = np.random.default_rng(seed)
+    layer = np.where(random.random((height, width)) < 0.5, random.uniform(0, 60, (height, width)), 0).astype(kind)
+    scene = 60 + 80 * np.sin(np.arange(width) / 5 + seed)[:, None] ** 2 + random.uniform(0, 12, (height, width, 3))
+    return np.rint(scene + layer[..., None]).astype(np.uint8), layer
+
+
+def dark_and_bright(seed, height, width):
+    """A photograph of black, middling and white, where channels reach 0 and 255, and a layer that exceeds it in places."""
+    image = np.random.default_rng(seed).choice(np.array([0, 3, 120, 128, 250, 254, 255], np.uint8), (height, width, 3))
+    return image, speckled(seed, height, width)
+
+
+GUIDED = {
+    "floats": shower(1, 12, 14),
+    "float64": shower(2, 9, 8, np.float64),
+    "whole levels": shower(3, 12, 14, np.uint8),
+    "dark and bright": dark_and_bright(4, 12, 14),
+    "rain of 255 everywhere": (colours(5, 6, 7), np.full((6, 7), 255, np.uint8)),
+    **{f"{height} x {width}": shower(6, height, width) for height, width in [(1, 1), (1, 4), (4, 1), (3, 5), (2, 20)]},
+}
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_the_guided_expectation_is_the_literal_one(name):
+    image, layer = GUIDED[name]
+    before = image.copy(), layer.copy()
+    sampler = GuidedSampler(image, layer)
+    whole = sampler.expectation()
+    assert whole.shape == image.shape and np.abs(whole - literal.guided_expectation(image, layer)).max() < 2e-3
+    with mock.patch.object(sdr, "STRIP", 40), mock.patch.object(sdr, "CHUNK", 121 * 30):
+        assert np.abs(sampler.expectation() - whole).max() < 1e-3
+        parts = list(sampler.references(4))
+    assert all(np.array_equal(one, other) for one, other in zip(sampler.references(4), parts))
+    assert np.array_equal(image, before[0]) and np.array_equal(layer, before[1])
+
+
+def test_the_guided_widths_are_those_of_the_formula():
+    image, layer = shower(7, 8, 9)
+    usual = GuidedSampler(image, layer).expectation()
+    for widths in ({"window": 5}, {"rain": 9}, {"space": 4}, {"chroma": 200}, {"pattern": 50}, {"light": 1000}):
+        other = GuidedSampler(image, layer, **widths).expectation()
+        assert np.abs(other - literal.guided_expectation(image, layer, **widths)).max() < 2e-3
+        assert np.abs(other - usual).max() > 0.1, widths
+
+
+@pytest.mark.parametrize("source", ["numpy", "independent", *DEVICES])
+@pytest.mark.parametrize("name", ["floats", "whole levels", "dark and bright"])
+def test_the_mean_of_guided_draws_approaches_the_expectation(name, source):
+    image, layer = GUIDED[name]
+    sampler, number = GuidedSampler(image, layer), 2000
+    drawn = draws(sampler, 5, source, number)
+    assert drawn.dtype == np.uint8
+    mean, variance = literal.guided_expectation(image, layer, rounded=True), sampler.variance()
+    assert np.abs(drawn.var(axis=0) - variance).max() < 0.25 * variance.max()
+    error = drawn.mean(axis=0) - mean
+    assert np.abs(error / np.sqrt(variance / number + 1e-4)).max() < 6
+    assert np.abs(drawn.mean(axis=0) - sampler.expectation()).max() < 0.5 + 6 * np.sqrt(variance.max() / number)
+    if source in DEVICES:
+        assert np.array_equal(sampler.to(source).expectation().cpu().numpy(), sampler.expectation())
+
+
+def test_guided_references_with_shared_numbers_spread_round_the_expectation():
+    image, layer = GUIDED["floats"]
+    sampler = GuidedSampler(image, layer)
+    references = np.stack(list(sampler.references(500)))
+    assert np.abs(references.mean(axis=0) - sampler.expectation()).max() < 2
+    assert len(np.unique(references, axis=0)) > 100
+
+
+def test_guided_samples_change_brightness_only():
+    image, layer = GUIDED["floats"]
+    sampler = GuidedSampler(image, layer)
+    for one in (*sampler.references(20), sampler.expectation()):
+        change = image - one.astype(np.float64)
+        assert (change >= 0).all() and (change[layer == 0] == 0).all() and change.max() > 10
+        assert np.abs(change - change[..., :1]).max() < 1e-4 and one.min() > 0
+    black = np.zeros((8, 9, 3), np.uint8)
+    assert np.array_equal(GuidedSampler(black, speckled(0, 8, 9)).expectation(), black)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_a_layer_without_rain_leaves_the_photograph(kind):
+    image = colours(8, 9, 11)
+    sampler = GuidedSampler(image, np.zeros((9, 11), kind))
+    for one in (sampler.expectation(), *sampler.references(2), sampler.fresh(np.random.RandomState(0)),
+                sampler.to("cpu").fresh().numpy()):
+        assert np.array_equal(one, image)
+    assert (sampler.variance() == 0).all()
+
+
+@pytest.mark.parametrize("layer", [np.zeros((6, 5)), np.zeros((5, 6, 1)), np.full((5, 6), -1.0), np.full((5, 6), np.nan),
+                                   np.zeros((5, 6), int), np.zeros((5, 6), bool)])
+def test_layers_of_another_kind_are_refused(layer):
+    with pytest.raises(ValueError, match="layer must be"):
+        GuidedSampler(colours(0, 5, 6), layer)
+
+
+def test_guided_parameters_without_meaning_are_refused():
+    for parameters in ({"window": 4}, {"window": -1}, {"rain": 0}, {"light": -1}):
+        with pytest.raises(ValueError, match="window"):
+            GuidedSampler(colours(0, 5, 6), np.zeros((5, 6)), **parameters)
 
 
 # ---- errors
