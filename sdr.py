@@ -26,7 +26,7 @@ from utils.image import (PNG_FAST, UMASK, ImageError, check_size, companion, lis
                          unfinished, write_bytes)
 from utils.record import Record, digest
 
-CHUNK = 1 << 20  # filled pixels are worked on in chunks of about this many weights, which bounds the memory
+CHUNK = 1 << 20  # references are drawn for chunks of about this many places to draw from, which bounds the memory
 
 
 # ---- NSS (paper, section 2.2)
@@ -61,7 +61,7 @@ def nss_distances(image, mask, K=7, k=3, threshold=10):
     (S, F) bool: whether q is a candidate). Places in row-major order; pixels without a candidate are left out.
     """
     width, reach = mask.shape[1], max(K, 3) // 2
-    side, grown = 2 * reach + 1, max(k // 2, reach)  # a clear pixel within reach ends the growth
+    side, grown = 2 * reach + 1, max(k // 2, reach)  # a pixel with candidates has a clear one within reach
     clear = mask == 0
     filled = (mask > threshold) & (cv2.dilate(clear.astype(np.uint8), np.ones((side, side), np.uint8)) > 0)
     to_clear = cv2.distanceTransform((~clear).astype(np.uint8), cv2.DIST_C, 3)  # chessboard, to the nearest clear pixel
@@ -69,30 +69,26 @@ def nss_distances(image, mask, K=7, k=3, threshold=10):
     planes = [cv2.copyMakeBorder(plane, *margins, cv2.BORDER_CONSTANT, value=0) for plane in cv2.split(image)]
     candidate = np.pad(clear, reach)  # candidates lie inside the image ...
     counts = np.pad(clear, grown, constant_values=True).astype(np.uint16)  # ... but what is outside counts, as black
-    for top, pixels in chunks_of(filled, CHUNK // side**2):
+    for top, pixels in strips(filled, CHUNK // side**2):
         y, x = np.divmod(pixels, width)
-        here_in_candidate = y * (width + 2 * reach) + x
-        y -= top
-        half = np.clip(to_clear.ravel()[pixels], k // 2, grown).astype(np.int64)
-        tall, wide = y[-1] + 1 + 2 * grown, width + 2 * grown
-        above = (y + grown - half) * (wide + 1) + x + grown - half  # corners of the window in a table of running sums
+        half = np.clip(to_clear[y, x], k // 2, grown).astype(np.int64)
+        tall, wide = y[-1] - top + 1 + 2 * grown, width + 2 * grown
+        above = (y - top + grown - half) * (wide + 1) + x + grown - half  # the window's corners in a table of running sums
         across, below = 2 * half + 1, above + (2 * half + 1) * (wide + 1)
         here = [plane[top + reach :][:tall, reach : reach + wide] for plane in planes]
         distance = np.empty((side * side, len(pixels)), np.int64)
         is_candidate = np.empty(distance.shape, bool)
         for place, (dy, dx) in enumerate(itertools.product(range(side), repeat=2)):
             there = [plane[top + dy :][:tall, dx : dx + wide] for plane in planes]
-            parts = [cv2.absdiff(a, b) for a, b in zip(here, there)]
-            difference = np.add(parts[0], parts[1], dtype=np.uint16)
-            difference += parts[2]
-            difference *= counts[top:][:tall]
-            sums = cv2.integral(difference, sdepth=cv2.CV_64F).ravel()
+            blue, green, red = (cv2.absdiff(a, b) for a, b in zip(here, there))
+            difference = (np.add(blue, green, dtype=np.uint16) + red) * counts[top:][:tall]
+            sums = cv2.integral(difference, sdepth=cv2.CV_64F)
             distance[place] = sums.take(below + across) - sums.take(below) - sums.take(above + across) + sums.take(above)
-            is_candidate[place] = candidate.take(here_in_candidate + (dy * (width + 2 * reach) + dx))
+            is_candidate[place] = candidate[dy:, dx:][y, x]
         yield pixels, distance, is_candidate
 
 
-def chunks_of(filled, size):
+def strips(filled, size):
     """Yield (first row, flat indices of the filled pixels) of strips, of about `size` pixels, of a mask (H, W) bool."""
     height, width = filled.shape
     rows = max(1, size // width)
@@ -103,10 +99,9 @@ def chunks_of(filled, size):
 
 
 def sum_in_float32(weight):
-    """The sum of each column's weights other than 0, (F,) float32, of an array (S, F) float32.
+    """The sum of the weights above 0 in each column of an array (S, F) float32: (F,) float32, as np.sum adds them alone.
 
-    NumPy sums pairwise, and zeros between the weights would change the pairs: so columns with equally many are summed
-    together, without the zeros.
+    NumPy adds in pairs, which zeros in between would change: so columns with equally many are added at a time, without them.
     """
     number, total = np.count_nonzero(weight, axis=0), np.empty(weight.shape[1], np.float32)
     for n in np.unique(number):
@@ -130,19 +125,19 @@ def take(array, index):
 
 
 class Draws:
-    """Stochastic references: every filled pixel draws one of the S places of its window by weight. Both recipes share this.
+    """References (SDRs) in which every filled pixel draws one of the S places of its window. Both recipes share this.
 
     image: (H, W, 3) uint8; places: S. A subclass gives `chunks()`, which yields (pixels (F,) int64: flat indices in the
     image, cumulative (S, F) float64: as from `cumulate`), and `colours(pixels, place)`, (F, 3) uint8: what draws give.
     """
 
-    xp, arrays = np, ("flat", "shift")  # the library that draws, and the arrays that it needs
+    xp, arrays = np, ("flat", "shift")  # the library that draws, and what `colours` needs
 
     def __init__(self, image, places):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"the image must be (H, W, 3) of uint8, not {image.shape} of {image.dtype}")
-        self.shape, self.flat, self.held = image.shape, np.ascontiguousarray(image).reshape(-1, 3), None
-        self.place_type = np.min_scalar_type(places)
+        self.shape, self.flat = image.shape, np.ascontiguousarray(image).reshape(-1, 3)
+        self.held, self.place_type = None, np.min_scalar_type(places)
 
     def references(self, sdr_num=50, seed=0, independent=False):
         """Yield the SDRs one by one, each (H, W, 3) uint8.
@@ -162,11 +157,10 @@ class Draws:
     def fresh(self, random=None):
         """One SDR (H, W, 3) uint8 with every pixel's own draw. random: np.random.RandomState or Generator.
 
-        On a torch device: a tensor; random is a torch.Generator of the device, or None for the default one. The cumulative
-        weights of all filled pixels are kept from the first call on, 8 bytes a place.
+        On a torch device: a tensor; random is a torch.Generator of the device, or None for the default one. From the first
+        call on, the cumulative weights of all filled pixels are kept: 8 bytes a place.
         """
-        if self.held is None:
-            self.held = list(self.chunks())
+        self.held = self.held or list(self.chunks())
         return self._reference((pixels, self._draw(cumulative, self._uniforms(len(pixels), random)))
                                for pixels, cumulative in self.held)
 
@@ -209,10 +203,9 @@ class Draws:
     def _expected(self, power):
         expected = self.flat.astype(np.float64) ** power
         for pixels, cumulative in self.chunks():
-            total = np.zeros((len(pixels), 3))
-            for place, probability in enumerate(np.diff(cumulative, axis=0, prepend=0)):
-                total += probability[:, None] * self.colours(pixels, place).astype(np.float64) ** power
-            expected[pixels] = total
+            probability = np.diff(cumulative, axis=0, prepend=0)
+            draws = (self.colours(pixels, place).astype(np.float64) ** power for place in range(len(probability)))
+            expected[pixels] = sum(p[:, None] * draw for p, draw in zip(probability, draws))
         return expected.reshape(self.shape)
 
 
@@ -231,18 +224,18 @@ class Sampler(Draws):
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
             raise ValueError(f"the mask must be {image.shape[:2]} of uint8, not {mask.shape} of {mask.dtype}")
         check_parameters(K, k, pow, threshold)
-        self.distances = lambda: nss_distances(image, mask, K, k, threshold)
+        self.inputs = image, mask, K, k, threshold
         self.table = weight_table(765 * (2 * max(k // 2, reach) + 1) ** 2, pow)
         dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
         self.shift = (dy * image.shape[1] + dx).ravel()  # of each place, in flat pixels
 
     def chunks(self):
-        for pixels, distance, is_candidate in self.distances():
+        for pixels, distance, is_candidate in nss_distances(*self.inputs):
             weight = self.table.take(distance) * is_candidate
             yield pixels, cumulate(weight / sum_in_float32(weight))
 
     def colours(self, pixels, place):
-        """The colours of the pixels drawn. A place outside the image has no weight; clipping only keeps its index valid."""
+        """The colours at the places drawn. One outside the image is never drawn: clipping just keeps its index valid."""
         return take(self.flat, (pixels + take(self.shift, place)).clip(0, len(self.flat) - 1))
 
 
@@ -250,8 +243,8 @@ class Sampler(Draws):
 
 WINDOW = 11  # pixels a side of the window that candidates come from
 RAIN, SPACE, CHROMA, PATTERN, LIGHT = 4, 18, 50, 288, 128  # what the exponents of a weight are divided by; by trials
-SMALLEST = -87  # least exponent of a weight: smaller ones would be no normal float32, with which processors are slow
-STRIP = 1 << 14  # pixels that the expectation works on at once: their arrays fit a processor's cache of 2 MB
+SMALLEST = -87  # least exponent of a weight: processors are slow with float32 numbers that are smaller still
+STRIP = 1 << 15  # pixels that the expectation works on at once: their arrays fit a processor's cache of 2 MB
 
 
 class GuidedSampler(Draws):
@@ -285,20 +278,18 @@ class GuidedSampler(Draws):
         layer = np.minimum(layer, 255).astype(np.float32)
         channels = [plane.astype(np.float32) for plane in cv2.split(image)]
         mean, clean = (sum(planes) / 3 for planes in (channels, [np.maximum(plane - layer, 0) for plane in channels]))
-        self.rainy = layer > 0
-        self.strength = 1 - np.exp(-layer / rain)
-        self.most = mean - (1 - self.strength) * clean  # of this, the new brightness of a draw leaves strength * L(q)
-        self.light = pad(clean)
-        self.rain_term = pad(np.maximum(-layer / rain, -70))  # so that a pixel's own weight stays well above that of SMALLEST
+        self.rainy, self.strength = layer > 0, 1 - np.exp(-layer / rain)
+        self.most = mean - (1 - self.strength) * clean  # less strength * L(q), it is what a draw takes off the channels
+        self.light, self.rain_term = pad(clean), pad(np.maximum(-layer / rain, SMALLEST + 17))  # a pixel's own is never least
         self.chroma = [pad((b - a) / np.float32(chroma**0.5)) for a, b in zip(channels, channels[1:])]
         self.chroma_sign = np.where(np.max(channels, axis=0) < 254, np.float32(-1), np.float32(0))
-        self.kernel = np.full((3, 3), -1 / (9 * pattern), np.float32)  # of squared differences of L: their mean, m ...
+        self.kernel = np.full((3, 3), -1 / (9 * pattern), np.float32)  # for squared differences of L: their mean, m, ...
         self.kernel[1, 1] -= 1 / light  # ... and the middle one once more
-        dy, dx = np.mgrid[-self.margin + 1 : self.margin, -self.margin + 1 : self.margin]
+        dy, dx = np.mgrid[: window, : window] - window // 2
         self.shift = (dy * self.light.shape[1] + dx).ravel()  # of each place, in flat pixels of the padded planes
 
     def weights(self, top, bottom):
-        """Yield the weight of place q for all pixels of rows top to bottom, and L(q), (rows, W) float32, q by q."""
+        """Yield, place by place, the weights of all pixels in rows top to bottom, and L(q): (rows, W) float32 each."""
         tall, wide, reach = bottom - top, self.shape[1], self.window // 2
 
         def at(plane, dy, dx, around=0):
@@ -313,13 +304,12 @@ class GuidedSampler(Draws):
             first, second = (cv2.subtract(at(plane, reach, reach), at(plane, dy, dx)) for plane in self.chroma)
             chroma = cv2.accumulateProduct(second, second, cv2.multiply(first, first))
             cv2.accumulateProduct(chroma, self.chroma_sign[top:bottom], exponent)
-            np.maximum(exponent, SMALLEST, out=exponent)
-            yield cv2.exp(exponent), at(self.light, dy, dx)
+            yield cv2.exp(np.maximum(exponent, SMALLEST, out=exponent)), at(self.light, dy, dx)
 
     def expectation(self):
         """The mean of infinitely many SDRs that are not rounded, (H, W, 3) float32 in [0, 255]."""
         expected = self.flat.reshape(self.shape).astype(np.float32)
-        for top, pixels in chunks_of(self.rainy, STRIP):
+        for top, pixels in strips(self.rainy, STRIP):
             rows = slice(top, pixels[-1] // self.shape[1] + 1)
             channels, most, strength = cv2.split(expected[rows]), self.most[rows], self.strength[rows]
             total, *taken = (np.zeros(most.shape, np.float32) for _ in range(4))
@@ -333,15 +323,13 @@ class GuidedSampler(Draws):
         return expected
 
     def chunks(self):
-        for top, pixels in chunks_of(self.rainy, CHUNK // self.window**2):
-            within = pixels - top * self.shape[1]
+        for top, pixels in strips(self.rainy, CHUNK // self.window**2):
             weights = self.weights(top, pixels[-1] // self.shape[1] + 1)
-            yield pixels, cumulate(np.stack([weight.take(within) for weight, _ in weights]))
+            yield pixels, cumulate(np.stack([weight.take(pixels - top * self.shape[1]) for weight, _ in weights]))
 
     def colours(self, pixels, place):
         """The pixels' own colours less the same whole number of levels in each channel, where they have so many."""
-        wide = self.shape[1]
-        padded = pixels + 2 * self.margin * (pixels // wide) + self.margin * (wide + 2 * self.margin + 1)
+        padded = pixels + pixels // self.shape[1] * 2 * self.margin + self.margin * (self.shape[1] + 2 * self.margin + 1)
         light = take(self.light.reshape(-1), padded + take(self.shift, place))
         amount = take(self.most.reshape(-1), pixels) - take(self.strength.reshape(-1), pixels) * light
         amount = self.xp.asarray(amount.clip(0, 255).round(), dtype=self.xp.uint8)[:, None]

@@ -189,7 +189,7 @@ def test_distances_below_and_beyond_16_bits(k):
     stripes = np.zeros((15, 15, 3), np.uint8)
     stripes[:, ::2] = 255  # a step aside differs everywhere
     sampler = check_against_literal(stripes, rectangle(15, 15, 7, 7, 8, 8), K=3, k=k, pow=1)
-    ((_, distance, is_candidate),) = sampler.distances()
+    ((_, distance, is_candidate),) = sdr.nss_distances(*sampler.inputs)
     assert distance[is_candidate].max() == 765 * (k * k - 1)
 
 
