@@ -44,7 +44,7 @@ def check_parameters(K, k, pow, threshold):
 def weight_table(largest, pow):
     """Weights 1 / max(d^pow, 1e-4) of the distances d = 0 .. largest, as float32 (paper, section 2.2)."""
     try:
-        table = np.array([1 / max(float(d) ** pow, 1e-4) for d in range(largest + 1)]).astype(np.float32)
+        table = np.fromiter((1 / max(float(d) ** pow, 1e-4) for d in range(largest + 1)), np.float32)
     except OverflowError:
         table = np.zeros(1, np.float32)
     if table[-1] == 0:
@@ -160,7 +160,8 @@ class Draws:
         On a torch device: a tensor; random is a torch.Generator of the device, or None for the default one. From the first
         call on, the cumulative weights of all filled pixels are kept: 8 bytes a place.
         """
-        self.held = self.held or list(self.chunks())
+        if self.held is None:
+            self.held = list(self.chunks())
         return self._reference((pixels, self._draw(cumulative, self._uniforms(len(pixels), random)))
                                for pixels, cumulative in self.held)
 
@@ -269,7 +270,7 @@ class GuidedSampler(Draws):
         if layer.shape != image.shape[:2] or layer.dtype.kind not in "uf" or not (layer >= 0).all():
             raise ValueError(f"the layer must be {image.shape[:2]} of levels from 0, not {layer.shape} of {layer.dtype}")
         if window < 1 or window % 2 == 0 or min(rain, space, chroma, pattern, light) <= 0:
-            raise ValueError(f"window={window} must be odd, and what exponents are divided by must be above 0")
+            raise ValueError(f"window={window} must be odd and at least 1, and what exponents are divided by above 0")
         self.window, self.margin, self.space = window, window // 2 + 1, space
 
         def pad(plane):
@@ -280,12 +281,13 @@ class GuidedSampler(Draws):
         mean, clean = (sum(planes) / 3 for planes in (channels, [np.maximum(plane - layer, 0) for plane in channels]))
         self.rainy, self.strength = layer > 0, 1 - np.exp(-layer / rain)
         self.most = mean - (1 - self.strength) * clean  # less strength * L(q), it is what a draw takes off the channels
-        self.light, self.rain_term = pad(clean), pad(np.maximum(-layer / rain, SMALLEST + 17))  # a pixel's own is never least
+        self.light = pad(clean)
+        self.rain_term = pad(np.maximum(-layer / rain, -70))  # above SMALLEST, so that a pixel's own weight stays the larger
         self.chroma = [pad((b - a) / np.float32(chroma**0.5)) for a, b in zip(channels, channels[1:])]
         self.chroma_sign = np.where(np.max(channels, axis=0) < 254, np.float32(-1), np.float32(0))
         self.kernel = np.full((3, 3), -1 / (9 * pattern), np.float32)  # for squared differences of L: their mean, m, ...
         self.kernel[1, 1] -= 1 / light  # ... and the middle one once more
-        dy, dx = np.mgrid[: window, : window] - window // 2
+        dy, dx = np.mgrid[:window, :window] - window // 2
         self.shift = (dy * self.light.shape[1] + dx).ravel()  # of each place, in flat pixels of the padded planes
 
     def weights(self, top, bottom):
@@ -299,12 +301,12 @@ class GuidedSampler(Draws):
             square = cv2.subtract(at(self.light, reach, reach, 1), at(self.light, dy, dx, 1))
             square = cv2.multiply(square, square)
             space_term = -((dy - reach) ** 2 + (dx - reach) ** 2) / self.space
-            exponent = cv2.filter2D(square, -1, self.kernel, delta=space_term)[1:-1, 1:-1]
-            exponent = cv2.add(exponent, at(self.rain_term, dy, dx))
+            pattern_and_light = cv2.filter2D(square, -1, self.kernel, delta=space_term)[1:-1, 1:-1]
+            exponent = cv2.add(pattern_and_light, at(self.rain_term, dy, dx))
             first, second = (cv2.subtract(at(plane, reach, reach), at(plane, dy, dx)) for plane in self.chroma)
-            chroma = cv2.accumulateProduct(second, second, cv2.multiply(first, first))
-            cv2.accumulateProduct(chroma, self.chroma_sign[top:bottom], exponent)
-            yield cv2.exp(np.maximum(exponent, SMALLEST, out=exponent)), at(self.light, dy, dx)
+            chroma = cv2.accumulateProduct(second, second, cv2.multiply(first, first))  # adds a product to its last argument
+            exponent = cv2.accumulateProduct(chroma, self.chroma_sign[top:bottom], exponent)
+            yield cv2.exp(np.maximum(exponent, SMALLEST)), at(self.light, dy, dx)
 
     def expectation(self):
         """The mean of infinitely many SDRs that are not rounded, (H, W, 3) float32 in [0, 255]."""
@@ -314,8 +316,7 @@ class GuidedSampler(Draws):
             channels, most, strength = cv2.split(expected[rows]), self.most[rows], self.strength[rows]
             total, *taken = (np.zeros(most.shape, np.float32) for _ in range(4))
             for weight, light in self.weights(rows.start, rows.stop):
-                amount = cv2.subtract(most, cv2.multiply(strength, light))
-                np.maximum(amount, 0, out=amount)
+                amount = np.maximum(cv2.subtract(most, cv2.multiply(strength, light)), 0)
                 cv2.accumulate(weight, total)
                 for channel, sums in zip(channels, taken):
                     cv2.accumulateProduct(weight, cv2.min(amount, channel), sums)
