@@ -80,13 +80,17 @@ def test_golden_outputs(name, reference):
     golden = np.load(reference / "golden" / "backbones" / f"{name}.npz")
     x = torch.from_numpy((0.5 + 0.5 * np.sin(0.013 * np.arange(3 * 64 * 96))).astype(np.float32).reshape(1, 3, 64, 96))
     model = golden_model(name)
-    for mode in ("eval", "train", "eval_float64"):
-        double = mode == "eval_float64"
-        y = run(model.double(), x.double()) if double else run(model, x, training=mode == "train")
-        y = y[0].numpy()
-        assert y.dtype == golden[mode].dtype
-        tolerance = 1e-9 if double else 1e-5 * np.abs(golden[mode]).max()
-        assert np.abs(y - golden[mode]).max() <= tolerance, mode
+    y = run(model, x)
+    assert y.dtype == torch.float32
+    assert np.abs(y[0].numpy() - golden["eval"]).max() <= 1e-5 * np.abs(golden["eval"]).max()
+    model, x = model.double(), x.double()
+    assert np.abs(run(model, x)[0].numpy() - golden["eval_float64"]).max() <= 1e-9
+    # Batch norm divides by variances that are next to nothing here: in float32 that makes the rounding of this processor large.
+    training = run(model, x, training=True)[0].numpy()
+    if name in CNNS:
+        assert np.abs(training - golden["train_float64"]).max() <= 1e-6
+    else:  # nothing in them depends on the mode
+        assert np.abs(training - golden["eval_float64"]).max() <= 1e-9
 
 
 # --- registry ------------------------------------------------------------------------------------------------------
