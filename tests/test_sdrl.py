@@ -36,10 +36,21 @@ def psnr(a, b):
     return np.inf if error == 0 else 10 * np.log10(255**2 / error)
 
 
+class InFloat64(torch.nn.Module):
+    """A network that calculates in float64: within 10 steps, Adam makes of the rounding of float32 a difference of 45 dB."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network.double()
+
+    def forward(self, x):
+        return self.network(x.double()).float()
+
+
 def plain_loop(backbone, rainy, references, epochs, seed=3):
     """The paper's protocol, word for word: what `derain` must give."""
     torch.manual_seed(seed)
-    model = build(backbone)
+    model = InFloat64(build(backbone))
     to_tensor = lambda image: torch.tensor(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))[None] / np.float32(255))
     x, optimizer = to_tensor(rainy), torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(epochs):
@@ -54,12 +65,13 @@ def plain_loop(backbone, rainy, references, epochs, seed=3):
 
 
 def test_the_paper_recipe_is_the_plain_loop():
-    """100 steps: the outputs agree beyond 60 dB, that is to less than a grey level but for a few roundings."""
+    """40 steps: the outputs agree beyond 60 dB, that is to less than a grey level but for a few roundings."""
     rainy = smooth(32, 48)
     references = references_of(rainy, 10)
-    expected = plain_loop("Unet", rainy, references, epochs=10)
+    expected = plain_loop("Unet", rainy, references, epochs=4)
     options = {name: value for name, value in sdrl.RECIPES["paper"].items() if name != "identity"}
-    result = sdrl.derain(sdrl.fresh_model("Unet", 3, "cpu"), rainy, references, **{**options, "epoch": 10})
+    model = InFloat64(sdrl.fresh_model("Unet", 3, "cpu"))
+    result = sdrl.derain(model, rainy, references, **{**options, "epoch": 4})
     assert psnr(expected, rainy) < 50  # it learned something that the comparison can see
     assert psnr(result, expected) > 60
 
