@@ -132,14 +132,19 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
 # Rain adds the same light to red, green and blue, is brighter than what is behind it, thin across and long along one
 # direction. So where the chroma C = (red - green, green - blue) changes, it is the scene that changes, not the rain.
 
-STEEPEST, COARSE = 60, 6  # degrees from the vertical up to which rain is looked for; the first search's step
+STEEPEST = 60  # degrees: the largest direction that is looked for
+COARSE = 8  # degrees: the step of the first search
+REFINE = (4, 3), (2, 2), (2, 1)  # degrees: smaller steps, each from so many of the best directions so far
 ACROSS, ALONG = 7, 9  # pixels: rain is thinner than the one and longer than the other
-CHROMA_RANGE = 12  # grey levels: a range of the chroma across the rain by which a pixel counts 1/e as much
-LEAST_DARK = 0.01  # grey levels added to the dark lines' mean, which is 0 in drawings
-PRICE = 0.12  # of rain: what a pixel's rain costs against the same change along it, in the first round
-CHROMA_STEP = 8  # grey levels: a step of the chroma at which one of the brightness is free but for a factor 1/e
-STEP = 0.03  # step size of the solver; with more rounds or smaller steps, the results differ by little
-SMALLEST_SCALED, LARGEST_SCALED = 100_000, 3_000_000  # pixels of a photograph that is looked at for rain at a scale
+CHROMA_RANGE = 12  # grey levels: with such a range of the chroma across the rain, a pixel counts 1/e as much
+CONTRAST = 1.5  # exponent of the bright lines; with 2 upright houses win over fine rain, with 1 the few dark lines decide
+LEAST_DARK = 0.02  # grey levels added to what dark lines there are, as drawings have none
+FINE = 32  # parts of a grey level, for arithmetic in 16 bits
+
+PRICE = 0.12  # what rain costs against as large a change along it, in the first round
+CHROMA_STEP = 8  # grey levels: where the chroma takes such a step, one of the brightness costs 1/e as much
+STEP = 0.03  # of the solver
+SMALLEST_SCALED, LARGEST_SCALED = 100_000, 3_000_000  # pixels of what rain is looked for in
 
 
 def turning(height, width, degrees):
@@ -160,7 +165,8 @@ def turn(image, degrees, interpolation=cv2.INTER_LINEAR):
     if degrees == 0:
         return image.copy(), np.ones((height, width), np.uint8)
     matrix, canvas = turning(height, width, degrees)
-    inside = cv2.warpAffine(np.ones((height, width), np.uint8), matrix, canvas, flags=cv2.INTER_NEAREST)
+    corners = np.array([(0, 0, 1), (width - 1, 0, 1), (width - 1, height - 1, 1), (0, height - 1, 1)]) @ matrix.T
+    inside = cv2.fillConvexPoly(np.zeros(canvas[::-1], np.uint8), np.rint(corners).astype(np.int32), 1)
     return cv2.warpAffine(image, matrix, canvas, flags=interpolation, borderMode=cv2.BORDER_REFLECT_101), inside
 
 
@@ -172,38 +178,33 @@ def brightness_and_chroma(image, blur=1):
 
 
 def line_score(planes, degrees):
-    """How much more bright lines than dark ones there are in a direction: W^2 / B, in grey levels.
+    """How much more bright lines than dark ones there are in a direction: W^1.5 / B, of the grey levels W and B.
 
-    W is the mean of what is brighter than its surroundings across the direction (the white top-hat), weighted down where the
-    chroma changes there, and eroded along the direction. B is the same of what is darker: of the scene's texture only.
-    planes: (H, W, 3) float32, brightness and chroma.
+    W is the mean of what is brighter than its surroundings across the direction (the white top-hat), counted less where the
+    chroma changes there, and eroded along the direction. B is the same of what is darker, which is never rain.
+    planes: (H, W, 3) int16, the brightness and both parts of the chroma in 1/32 grey level.
     """
     turned, inside = turn(planes, degrees)
     light, *chroma = cv2.split(turned)
     across, along = np.ones((1, ACROSS), np.uint8), np.ones((ALONG, 1), np.uint8)
-    ranges = [cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, across) for plane in chroma]
-    weight = np.exp((ranges[0] + ranges[1]) * np.float32(-1 / CHROMA_RANGE))
-    bright, dark = (cv2.mean(cv2.erode(cv2.morphologyEx(light, kind, across) * weight, along), inside)[0]
-                    for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT))
-    return bright**2 / (dark + LEAST_DARK)
+    ranges = cv2.add(*(cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, across) for plane in chroma))
+    weight = np.exp(ranges * np.float32(-1 / (CHROMA_RANGE * FINE)))
+    lines = (cv2.multiply(cv2.morphologyEx(light, kind, across), weight, dtype=cv2.CV_16S)
+             for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT))
+    bright, dark = (cv2.mean(cv2.erode(line, along), inside)[0] / FINE for line in lines)
+    return bright**CONTRAST / (dark + LEAST_DARK)
 
 
 def find_direction(image):
-    """The direction of the rain as `rain_direction` has it, and its score."""
-    light, chroma = brightness_and_chroma(image)
-    planes = cv2.merge([light, *cv2.split(chroma)])
-    scores = {degrees: line_score(planes, degrees) for degrees in range(-STEEPEST, STEEPEST + 1, COARSE)}
-
-    def best(number):
-        """The directions of the highest scores; of equal ones, the most upright."""
-        return sorted(scores, key=lambda degrees: (-scores[degrees], abs(degrees)))[:number]
-
-    for step, number in ((COARSE // 3, 3), (COARSE // 3, 1)):
-        for near in (start + side * step for start in best(number) for side in (-1, 1)):
-            if abs(near) <= STEEPEST and near not in scores:
-                scores[near] = line_score(planes, near)
-    found, = best(1)
-    return found, scores[found]
+    """The direction of `rain_direction`, and its score."""
+    planes = np.rint(FINE * np.dstack(brightness_and_chroma(image))).astype(np.int16)
+    scores = {}
+    near = range(-STEEPEST + COARSE // 2, STEEPEST, COARSE)
+    for step, number in (*REFINE, (0, 1)):
+        scores.update({degrees: line_score(planes, degrees) for degrees in near if degrees not in scores})
+        best = sorted(scores, key=lambda degrees: (-scores[degrees], abs(degrees)))[:number]  # the most upright of equals
+        near = [degrees + side for degrees in best for side in (-step, step)]
+    return best[0], scores[best[0]]
 
 
 def rain_direction(image):
