@@ -177,8 +177,8 @@ def brightness_and_chroma(image, blur=1):
     return (blue + green + red) / 3, cv2.GaussianBlur(chroma, (0, 0), blur)
 
 
-def line_score(planes, degrees):
-    """How much more bright lines than dark ones there are in a direction: W^1.5 / B, of the grey levels W and B.
+def lines(planes, degrees):
+    """How many bright lines there are in a direction, and how many dark ones: (W, B), mean grey levels.
 
     W is the mean of what is brighter than its surroundings across the direction (the white top-hat), counted less where the
     chroma changes there, and eroded along the direction. B is the same of what is darker, which is never rain.
@@ -189,50 +189,50 @@ def line_score(planes, degrees):
     across, along = np.ones((1, ACROSS), np.uint8), np.ones((ALONG, 1), np.uint8)
     ranges = cv2.add(*(cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, across) for plane in chroma))
     weight = np.exp(ranges * np.float32(-1 / (CHROMA_RANGE * FINE)))
-    lines = (cv2.multiply(cv2.morphologyEx(light, kind, across), weight, dtype=cv2.CV_16S)
-             for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT))
-    bright, dark = (cv2.mean(cv2.erode(line, along), inside)[0] / FINE for line in lines)
-    return bright**CONTRAST / (dark + LEAST_DARK)
+    hats = (cv2.multiply(cv2.morphologyEx(light, kind, across), weight, dtype=cv2.CV_16S)
+            for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT))
+    return [cv2.mean(cv2.erode(hat, along), inside)[0] / FINE for hat in hats]
 
 
 def find_direction(image):
-    """The direction of `rain_direction`, and its score."""
+    """The direction of `rain_direction`, and how much rain there is in it: W^2 / B."""
     planes = np.rint(FINE * np.dstack(brightness_and_chroma(image))).astype(np.int16)
-    scores = {}
-    near = range(-STEEPEST + COARSE // 2, STEEPEST, COARSE)
+    found, near = {}, range(COARSE // 2 - STEEPEST, STEEPEST, COARSE)
     for step, number in (*REFINE, (0, 1)):
-        scores.update({degrees: line_score(planes, degrees) for degrees in near if degrees not in scores})
-        best = sorted(scores, key=lambda degrees: (-scores[degrees], abs(degrees)))[:number]  # the most upright of equals
+        found.update({degrees: lines(planes, degrees) for degrees in near if degrees not in found})
+        scores = {degrees: -bright**CONTRAST / (dark + LEAST_DARK) for degrees, (bright, dark) in found.items()}
+        best = sorted(scores, key=lambda degrees: (scores[degrees], abs(degrees)))[:number]  # the most upright of equals
         near = [degrees + side for degrees in best for side in (-step, step)]
-    return best[0], scores[best[0]]
+    bright, dark = found[best[0]]
+    return best[0], bright**2 / (dark + LEAST_DARK)
 
 
 def rain_direction(image):
-    """The degrees, from -60 to 60, by which `turn` makes a photograph's rain upright: 0 where there is no rain.
+    """The degrees, from -60 to 60, by which `turn` makes a photograph's rain upright; 0 for a picture without lines.
 
-    image: (H, W, 3) uint8 BGR. Rain that falls to the lower left has a positive direction.
+    Of all directions, that of the largest W^1.5 / B, of the `lines` there. image: (H, W, 3) uint8 BGR. Rain that falls to
+    the lower left has a positive direction.
     """
     return find_direction(image)[0]
 
 
 def find_rain(image):
     """The scale of `thin_scale` and, at that scale, the direction of `rain_direction`."""
-    pixels, scale, found = image.shape[0] * image.shape[1], 1, {}
+    pixels, scale, directions, amounts = image.shape[0] * image.shape[1], 1, {}, {}
     while pixels / scale**2 > LARGEST_SCALED:
         scale *= 2
-    while not found or pixels / scale**2 >= SMALLEST_SCALED:
-        degrees, score = find_direction(shrink(image, scale))
-        found[scale] = score, -scale, degrees
+    while not amounts or pixels / scale**2 >= SMALLEST_SCALED:
+        directions[scale], amounts[scale] = find_direction(shrink(image, scale))
         scale *= 2
-    _, scale, degrees = max(found.values())
-    return -scale, degrees
+    scale = max(scale for scale in amounts if amounts[scale] >= max(amounts.values()) / 2)
+    return scale, directions[scale]
 
 
 def thin_scale(image):
     """The factor, 1, 2, 4, ..., by which a photograph is to be shrunk so that its rain is a few pixels thin.
 
-    It is the one with the most rain by `line_score`, of those that leave the photograph 0.1 to 3 megapixels.
-    image: (H, W, 3) uint8 BGR.
+    Of those that leave 0.1 to 3 megapixels, it is the largest that leaves half as much rain as the best one, by W^2 / B
+    of `lines`. image: (H, W, 3) uint8 BGR.
     """
     return find_rain(image)[0]
 
