@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from utils import run
-from utils.image import ImageError, list_images, png_bytes, read_image
+from utils.image import LAYER, ImageError, list_images, png_bytes, read_image, shrink
 from utils.record import Record
 
 CELL = 8  # pixels; the cells, blocks and bins of Dalal and Triggs' descriptor as the paper uses it
@@ -237,14 +237,6 @@ def thin_scale(image):
     return find_rain(image)[0]
 
 
-def shrink(image, scale):
-    """An image (H, W, ...) at a whole fraction of its size, each pixel the mean of the area it stands for."""
-    if scale == 1:
-        return image
-    height, width = (max(1, round(side / scale)) for side in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-
-
 def chroma_weight(turned):
     """How freely the scene's brightness may change from a pixel to its right neighbour: w = exp(-|change of C| / 8).
 
@@ -365,27 +357,40 @@ def rain_layer(image, direction=None, scale=None):
     return np.minimum(np.rint(layer).clip(0, 255).astype(np.uint8), most.astype(np.uint8))
 
 
-def mask_record(folder, patch_size=80, kernel_size=10, true_cells=False, overwrite=False):
-    """The `Record` of the masks in a folder, here and in sdrl_online.py."""
-    settings = {"patch_size": patch_size, "kernel_size": kernel_size, "true_cells": true_cells}
+def mask_record(folder, patch_size=80, kernel_size=10, true_cells=False, overwrite=False, recipe="paper"):
+    """The `Record` of the masks, or of the fast recipe's layers, in a folder; here and in sdrl_online.py."""
+    paper = {"patch_size": patch_size, "kernel_size": kernel_size, "true_cells": true_cells}
+    settings = {"recipe": recipe, **(paper if recipe == "paper" else {})}
     return Record("ldgp.py", settings, lambda path: {"mask": Path(folder) / f"{path.stem}.png"}, lambda path: [path],
                   overwrite=overwrite)
 
 
+def layer_png(image):
+    """The rain layer of a photograph, and as the bytes of a PNG file whose note says its scale."""
+    scale, direction = find_rain(image)
+    layer = rain_layer(image, direction, scale)
+    return layer, png_bytes(layer, note=f"{LAYER}, scale {scale}")
+
+
 def main(args):
-    check_opencv()
+    if args.recipe == "paper":
+        check_opencv()
     source = Path(args.input_path or f"./dataset/{args.dataset}/input")
     target = Path(args.save_path or f"./dataset/{args.dataset}/ldgp")
-    record = mask_record(target, args.patch_size, args.kernel_size, args.true_cells, args.overwrite)
+    record = mask_record(target, args.patch_size, args.kernel_size, args.true_cells, args.overwrite, args.recipe)
 
     def work(path, bar):
         image = read_image(path)
         try:
-            mask = rain_mask(image, args.patch_size, args.kernel_size, not args.true_cells)
+            if args.recipe == "fast":
+                rain, data = layer_png(image)
+            else:
+                rain = rain_mask(image, args.patch_size, args.kernel_size, not args.true_cells)
+                data = png_bytes(rain)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
-        record.write(path, png_bytes(mask))
-        bar.set_postfix_str(f"rain {np.mean(mask > 0):.0%}", refresh=False)
+        record.write(path, data)
+        bar.set_postfix_str(f"rain {np.mean(rain > 0):.0%}", refresh=False)
 
     return run.each_image(list_images(source), work, target, record=record)
 
@@ -395,11 +400,13 @@ if __name__ == "__main__":
     parser.add_argument("--dataset", default="Rain100L", help="a folder under ./dataset/, with its photographs in input/")
     parser.add_argument("--input_path", help="photographs, instead of ./dataset/<dataset>/input/")
     parser.add_argument("--save_path", help="where the masks go, instead of ./dataset/<dataset>/ldgp/")
+    parser.add_argument("--recipe", default="paper", choices=["paper", "fast"],
+                        help="paper: a mask of likely rain; fast: a layer, how bright the rain is")
     parser.add_argument("--patch_size", type=run.number(int, SMALLEST), default=80,
-                        help="pixels a side of the patches whose gradients vote for the rain's direction")
+                        help="paper: pixels a side of the patches whose gradients vote for the rain's direction")
     parser.add_argument("--kernel_size", type=run.number(int, 1, 10_000), default=10,
-                        help="shortest bright run, in pixels along the rain, that counts as a streak")
+                        help="paper: shortest bright run, in pixels along the rain, that counts as a streak")
     parser.add_argument("--true_cells", action="store_true",
-                        help="credit gradients to the cell they were measured in; the published masks do not")
+                        help="paper: credit gradients to the cell they were measured in; the published masks do not")
     run.add_overwrite_flag(parser)
     run.start(main, parser)

@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 
 from utils import run
-from utils.image import (PNG_FAST, UMASK, ImageError, check_size, companion, list_images, png_bytes, read_image, read_mask,
-                         unfinished, write_bytes)
+from utils.image import (GUIDED, LAYER, PNG_FAST, UMASK, ImageError, check_note, check_size, companion, list_images,
+                         png_bytes, read_image, read_mask, shrink, unfinished, write_bytes)
 from utils.record import Record, digest
 
 CHUNK = 1 << 20  # references are drawn for chunks of about this many places to draw from, which bounds the memory
@@ -338,6 +338,62 @@ class GuidedSampler(Draws):
         return colours - self.xp.minimum(colours, amount)
 
 
+class ScaledSampler:
+    """Guided samples of a photograph whose rain is thin only at a smaller scale; the methods are those of `GuidedSampler`.
+
+    They are drawn there. The light that they take off is enlarged and taken off the photograph, which keeps its details.
+    image: (H, W, 3) uint8 BGR; layer: (H, W) uint8; scale: by how much both are shrunk, from 1 on, where nothing changes.
+    """
+
+    def __init__(self, image, layer, scale=1):
+        self.image, self.small = image, shrink(image, scale)
+        self.sampler = GuidedSampler(self.small, shrink(layer, scale))
+
+    def references(self, sdr_num=50, seed=0, independent=False):
+        yield from map(self.enlarged, self.sampler.references(sdr_num, seed, independent))
+
+    def fresh(self, random=None):
+        return self.enlarged(self.sampler.fresh(random))
+
+    def expectation(self):
+        return self.enlarged(self.sampler.expectation())
+
+    def fused(self):
+        """The fused reference (H, W, 3) uint8: the expectation, rounded."""
+        return np.rint(self.expectation()).astype(np.uint8)
+
+    def enlarged(self, derained):
+        """The photograph less what its small version has lost: the same off each channel, as far as it goes. Of one type."""
+        if self.small.shape == self.image.shape:
+            return derained
+        if not isinstance(derained, np.ndarray):
+            return self._enlarged_tensor(derained)
+        lost = (self.small - derained.astype(np.float32)).max(axis=2)  # of the channels, one that was not cut off at 0
+        lost = cv2.resize(lost, self.image.shape[1::-1], interpolation=cv2.INTER_CUBIC)[..., None]
+        if derained.dtype == np.uint8:
+            lost = np.rint(lost).clip(0, 255).astype(np.uint8)
+            return self.image - np.minimum(self.image, lost)
+        return np.maximum(self.image - np.maximum(lost, 0), 0)
+
+    def _enlarged_tensor(self, derained):
+        import torch
+
+        lost = (self.small - derained.float()).amax(dim=2)[None, None]
+        lost = torch.nn.functional.interpolate(lost, size=self.image.shape[:2], mode="bicubic").clamp(min=0)[0, 0, :, :, None]
+        larger = (self.image - lost).clamp(min=0)
+        return larger if derained.is_floating_point() else larger.round().byte()
+
+    def to(self, device):
+        """The same sampler on a torch device, as `Draws.to` has it."""
+        import torch
+
+        there = copy.copy(self)
+        there.image, there.small = (torch.from_numpy(np.ascontiguousarray(image)).to(device)
+                                    for image in (self.image, self.small))
+        there.sampler = self.sampler.to(device)
+        return there
+
+
 def sample_references(image, mask, sdr_num=50, seed=0, independent=False, **parameters):
     """All SDRs of a photograph at once, (sdr_num, H, W, 3) uint8: see `Sampler` and `Sampler.references`."""
     return np.stack(list(Sampler(image, mask, **parameters).references(sdr_num, seed, independent)))
@@ -370,10 +426,10 @@ def fuse(references):
     return fusion.mean()
 
 
-def write_references(references, folder, pool, announce=None):
+def write_references(references, folder, pool, announce=None, note=""):
     """Write SDRs as <folder>/0.png, 1.png, ..., all or none, in the place of older ones. Returns their mean.
 
-    announce: called with ({"0.png": digest of its bytes, ...}, mean) when all are written, before they take their place.
+    note: what each file says of itself, see `png_bytes`. announce: called with ({"0.png": digest of its bytes, ...}, mean) when all are written, before they take their place.
     Raises ImageError where the folder is a link: what it leads to is not ours to write to.
     """
     if folder.is_symlink():
@@ -383,7 +439,7 @@ def write_references(references, folder, pool, announce=None):
     new = Path(tempfile.mkdtemp(**unfinished(folder.parent)))
 
     def write(name, reference):
-        data = png_bytes(reference, PNG_FAST)
+        data = png_bytes(reference, PNG_FAST, note)
         write_bytes(new / name, data)
         digests[name] = digest(data)
 
@@ -437,10 +493,10 @@ def replace_references(new, folder):
 def add_nss_flags(parser):
     """The flags of NSS, here and in sdrl_online.py."""
     parser.add_argument("--sdr_num", type=run.number(int, 1, 100_000), default=50, help="references an image")
-    parser.add_argument("--K", type=run.number(int, 1, 255), default=7, help="pixels a side of the window of candidates")
-    parser.add_argument("--k", type=run.number(int, 1, 255, odd=True), default=3, help="pixels a side of the window compared")
-    parser.add_argument("--pow", type=run.number(float, 0, 4), default=0.5, help="exponent of the distance, the paper's eta")
-    parser.add_argument("--threshold", type=run.number(int, 0, 255), default=10, help="pixels with a mask above it are filled")
+    parser.add_argument("--K", type=run.number(int, 1, 255), default=7, help="paper: pixels a side of the window of candidates")
+    parser.add_argument("--k", type=run.number(int, 1, 255, odd=True), default=3, help="paper: pixels a side of the window compared")
+    parser.add_argument("--pow", type=run.number(float, 0, 4), default=0.5, help="paper: exponent of the distance, its eta")
+    parser.add_argument("--threshold", type=run.number(int, 0, 255), default=10, help="paper: pixels with a mask above it are filled")
 
 
 def nss_options(args):
@@ -449,10 +505,16 @@ def nss_options(args):
 
 
 def main(args):
-    hint = f'run ldgp.py first: python ldgp.py --input_path="{args.input_path}" --save_path="{args.ldgp_path}"'
+    fast = args.recipe == "fast"
+    hint = (f'run ldgp.py first: python ldgp.py --input_path="{args.input_path}" --save_path="{args.ldgp_path}"'
+            + " --recipe=fast" * fast)
     inputs, masks = list_images(args.input_path), list_images(args.ldgp_path, hint)
+    first = next((masks[stem][0] for stem in inputs if stem in masks), None)
+    if first:  # before anything is moved or made: the folder is probably all of this kind
+        check_note(first, LAYER if fast else "", hint)
     pool = ThreadPoolExecutor()
-    settings = {**nss_options(args), **{name: getattr(args, name) for name in ("sdr_num", "seed", "independent")}}
+    settings = {"recipe": args.recipe, **{name: getattr(args, name) for name in ("sdr_num", "seed", "independent")}}
+    settings.update({} if fast else nss_options(args))
 
     def results(path):
         return {"references": Path(args.save_path) / path.stem, "fused": Path(args.fuse_save_path) / f"{path.stem}.png"}
@@ -465,20 +527,21 @@ def main(args):
     def work(path, bar):
         image = read_image(path)
         _, mask_path = sources(path)
+        scale = check_note(mask_path, LAYER if fast else "", hint)
         mask = read_mask(mask_path)
         check_size(mask, mask_path, image, path)
-        sampler = Sampler(image, mask, **nss_options(args))
-        fused = []
+        sampler = ScaledSampler(image, mask, scale) if fast else Sampler(image, mask, **nss_options(args))
+        note, fused = f"{GUIDED}, scale {scale}" if fast else "", []
 
         def announce(digests, mean):
-            fused.append(png_bytes(mean))
+            fused.append(png_bytes(sampler.fused() if fast else mean, note=note))
             names = {f"references/{name}": value for name, value in digests.items()}
             record.enter(path, {**names, "fused": digest(fused[0])})
 
         references = sampler.references(args.sdr_num, args.seed, args.independent)
-        write_references(references, results(path)["references"], pool, announce)
+        write_references(references, results(path)["references"], pool, announce, note)
         write_bytes(results(path)["fused"], fused[0])
-        bar.set_postfix_str(f"filled {np.mean(mask > args.threshold):.0%}", refresh=False)
+        bar.set_postfix_str(f"filled {np.mean(mask > (0 if fast else args.threshold)):.0%}", refresh=False)
 
     return run.each_image(inputs, work, args.save_path, args.fuse_save_path, record=record)
 
@@ -487,7 +550,9 @@ if __name__ == "__main__":
     parser = run.Parser(__doc__)
     folder = "./dataset/Rain100L/"
     parser.add_argument("--input_path", default=folder + "input/", help="photographs")
-    parser.add_argument("--ldgp_path", default=folder + "ldgp/", help="their rain masks, by ldgp.py")
+    parser.add_argument("--ldgp_path", default=folder + "ldgp/", help="their masks or layers, by ldgp.py")
+    parser.add_argument("--recipe", default="paper", choices=["paper", "fast"],
+                        help="paper: NSS on masks; fast: guided samples on layers, and their exact mean")
     parser.add_argument("--save_path", default=folder + "sdr/", help="where the references go, a folder an image")
     parser.add_argument("--fuse_save_path", default=folder + "sdr(fuse)/", help="where their means go")
     add_nss_flags(parser)

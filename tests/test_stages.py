@@ -544,8 +544,8 @@ ALONE = {"rainy_data_path": DATA, "sdr_data_path": DATA + "sdr/", "result_path":
 # Every flag with its default: one value, one for each recipe, or words for what follows from other flags.
 FLAGS = {
     LDGP: {"dataset": "Rain100L", "input_path": "./dataset/<dataset>/input/", "save_path": "./dataset/<dataset>/ldgp/",
-           "patch_size": 80, "kernel_size": 10, "true_cells": False, "overwrite": False},
-    SDR: {"input_path": DATA + "input/", "ldgp_path": DATA + "ldgp/", "save_path": DATA + "sdr/",
+           "recipe": "paper", "patch_size": 80, "kernel_size": 10, "true_cells": False, "overwrite": False},
+    SDR: {"input_path": DATA + "input/", "ldgp_path": DATA + "ldgp/", "recipe": "paper", "save_path": DATA + "sdr/",
           "fuse_save_path": DATA + "sdr(fuse)/", **NSS, "seed": 0, "independent": False, "overwrite": False},
     SDRL: ALONE,
     ONLINE: {**ALONE, "ldgp_path": "(default: ldgp/ of the data set)", **NSS},

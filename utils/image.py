@@ -12,6 +12,7 @@ import tempfile
 import time
 import unicodedata
 import warnings
+import zlib
 from pathlib import Path
 
 import cv2
@@ -205,12 +206,47 @@ def check_results_folder(folder):
         raise ImageError(f"{existing}: no permission to write there; name another folder for the results")
 
 
-def png_bytes(image, options=()):
-    """An array (H, W), (H, W, 3) BGR or (H, W, 4) BGRA of uint8 as the bytes of a PNG file."""
+def png_bytes(image, options=(), note=""):
+    """An array (H, W), (H, W, 3) BGR or (H, W, 4) BGRA of uint8 as the bytes of a PNG file, with a note for `read_note`."""
     ok, data = cv2.imencode(".png", image, list(options))
     if not ok:
         raise ImageError(f"an array of shape {image.shape} and type {image.dtype} cannot be written as PNG")
-    return data.tobytes()
+    data = data.tobytes()
+    if note:
+        text = b"tEXt" + NOTE + note.encode("latin-1")
+        chunk = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
+        data = data[:HEADER] + chunk + data[HEADER:]
+    return data
+
+
+NOTE = b"Rain2Avoid\0"  # the keyword of the PNG text that says what a file is, which its pixels do not
+LAYER, GUIDED = "rain layer", "guided"  # how notes of the fast recipe start: of layers; of references and their means
+HEADER = 33  # bytes of a PNG file's signature and first chunk
+
+
+def read_note(path):
+    """The note that `png_bytes` put into a file; "" where there is none, or no such file."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(HEADER + 1000)
+    except OSError:
+        return ""
+    size, text = int.from_bytes(start[HEADER : HEADER + 4], "big"), start[HEADER + 4 :]
+    return text[4 : 4 + size].removeprefix(NOTE).decode("latin-1") if text.startswith(b"tEXt" + NOTE) else ""
+
+
+def check_note(path, kind, hint):
+    """The scale in a file's note. kind: how the note must start; "": there must be none, and the scale is 1.
+
+    Raises ImageError, with `hint` on what to run, for a file of another kind: a layer of rain is no mask, though both are
+    grey pictures, and what is made from the one would be wrong if made from the other.
+    """
+    note = read_note(path)
+    if kind and not re.match(rf"{kind}, scale [1-9]\d{{0,3}}$", note):
+        raise ImageError(f"{path}: {note or 'no note'}, where --recipe=fast needs one of its own ({kind}); {hint}")
+    if note and not kind:
+        raise ImageError(f"{path}: made with --recipe=fast ({note}), where --recipe=paper needs one of its own; {hint}")
+    return int(note.split()[-1]) if kind else 1
 
 
 def _umask():
@@ -300,6 +336,14 @@ def png_like(image, source):
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
         image = np.dstack([image, alpha])
     return png_bytes(image)
+
+
+def shrink(image, scale):
+    """An image (H, W, ...) at a whole fraction of its size, each pixel the mean of the area it stands for."""
+    if scale == 1:
+        return image
+    height, width = (max(1, round(side / scale)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def uint8_to_tensor(image, device=None):
