@@ -144,7 +144,7 @@ FINE = 32  # parts of a grey level, for arithmetic in 16 bits
 PRICE = 0.12  # what rain costs against as large a change along it, in the first round
 CHROMA_STEP = 8  # grey levels: where the chroma takes such a step, one of the brightness costs 1/e as much
 STEP = 0.03  # of the solver
-SMALLEST_SCALED, LARGEST_SCALED = 100_000, 3_000_000  # pixels of what rain is looked for in
+SMALLEST_SCALED, LARGEST_SCALED = 75_000, 3_000_000  # pixels of what rain is looked for in
 
 
 def turning(height, width, degrees):
@@ -231,7 +231,7 @@ def find_rain(image):
 def thin_scale(image):
     """The factor, 1, 2, 4, ..., by which a photograph is to be shrunk so that its rain is a few pixels thin.
 
-    Of those that leave 0.1 to 3 megapixels, it is the largest that leaves half as much rain as the best one, by W^2 / B
+    Of those that leave 0.075 to 3 megapixels, it is the largest that leaves half as much rain as the best one, by W^2 / B
     of `lines`. image: (H, W, 3) uint8 BGR.
     """
     return find_rain(image)[0]

@@ -1,4 +1,4 @@
-"""LDGP's angle, NSS and guided samples, block by block and pixel by pixel: the slow oracle of the fast code.
+"""LDGP's angle, NSS, guided samples and the rain layer, block by block and pixel by pixel: the slow oracle of the fast code.
 
 Nothing is taken from ldgp.py or sdr.py, so that a slip there cannot hide here.
 """
@@ -181,3 +181,49 @@ def guided_expectation(image, layer, rounded=False, **widths):
         drawn = np.maximum(image[y, x] - (np.rint(taken) if rounded else taken)[:, None], 0)
         result[y, x] = probabilities @ drawn
     return result
+
+
+# ---- the rain layer
+
+
+def chroma_weight(turned):
+    """w of an upright image (h, w, 3), float64."""
+    blue, green, red = np.moveaxis(turned.astype(np.float64), 2, 0)
+    chroma = [cv2.GaussianBlur(plane, (0, 0), 1) for plane in (red - green, green - blue)]
+    return np.exp(-sum(abs(np.roll(plane, -1, 1) - plane) for plane in chroma) / 8)
+
+
+def solve_layer(Y, w, inside, rounds=4, steps=50, t=0.03):
+    """The rain of an image in which it is upright, all of (h, w): Y and w float64, inside bool."""
+
+    def along(R):
+        return np.roll(R, -1, 0) - R
+
+    def across(R):
+        return np.roll(R, -1, 1) - R
+
+    def along_transposed(v):
+        return np.roll(v, 1, 0) - v
+
+    def across_transposed(v):
+        return np.roll(v, 1, 1) - v
+
+    def soft(u, t):
+        return np.sign(u) * np.maximum(abs(u) - t, 0)
+
+    fy, fx = (np.exp(2j * np.pi * np.fft.fftfreq(size)) for size in Y.shape)
+    spectrum = 1 + abs(fy[:, None] - 1) ** 2 + abs(fx - 1) ** 2
+    R, d1, d2, d3 = (np.zeros(Y.shape) for _ in range(4))
+    b = 0.12
+    for number in range(rounds):
+        if number:
+            d = np.clip(1e-5 / max(R[inside].mean(), 1e-6) ** 2, 0.004, 0.2)
+            near = cv2.blur(R, (3, 11))
+            b = 0.12 * np.maximum(2 * d / (d + near), 0.2)
+        for _ in range(steps):
+            n1, n2, n3 = along(R) + d1, R + d2, across(Y - R) + d3
+            v1, v2, v3 = soft(n1, t), np.maximum(n2 - t * b, 0), soft(n3, t * w)
+            d1, d2, d3 = n1 - v1, n2 - v2, n3 - v3
+            right = along_transposed(v1 - d1) + (v2 - d2) + across_transposed(across(Y) - v3 + d3)
+            R = np.clip(np.fft.ifft2(np.fft.fft2(right) / spectrum).real, 0, Y)
+    return R

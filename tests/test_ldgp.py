@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import ldgp
-from ldgp import dominant_angle, patch_angle, rain_mask, rotation
-from utils.image import ImageError, read_image, read_mask, write_png
+from ldgp import (chroma_weight, dominant_angle, patch_angle, rain_direction, rain_layer, rain_mask, rotation, solve_layer,
+                  thin_scale)
+from utils.image import ImageError, check_note, png_bytes, read_image, read_mask, read_note, write_png
+from utils.metrics import psnr
+from utils.rain import add_rain
+
+from conftest import ROOT
 
 PUBLISHED = [str(number) for number in range(1, 41)]
 
@@ -211,3 +217,114 @@ def test_one_image_too_small_does_not_stop_the_script(script, tmp_path):
     assert "small.png: 50x20 pixels is too small" in done.stderr and "Traceback" not in done.stderr
     assert "2 images, 1 failed" in done.stdout.splitlines()[-1]
     assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["good.png"]
+
+
+# ---- the rain layer
+
+
+def demo(name, part="input"):
+    return read_image(ROOT / f"dataset/Demo/{part}/{name}.png")
+
+
+def without(image, layer):
+    return image - np.minimum(image, layer[..., None])
+
+
+def enlarge(image, scale):
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize("tilt", range(-50, 51, 10))
+def test_the_direction_of_drawn_rain_is_found(tilt):
+    for name in ("chelsea", "rocket"):
+        assert abs(rain_direction(add_rain(demo(name, "target"), 100 + tilt, tilt=tilt)) - tilt) <= 4
+
+
+def test_the_direction_of_the_data_set_s_rain_is_found(reference):
+    for stem, tilt in {"1": -4, "4": 10, "8": 2, "17": 28, "22": -28, "40": -10}.items():
+        assert abs(rain_direction(read_image(reference / f"data/Rain100L/input/{stem}.png")) - tilt) <= 2
+
+
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee", "rocket"])
+def test_the_layer_is_most_of_drawn_rain_and_little_else(name):
+    rainy, clean = demo(name), demo(name, "target")
+    layer = rain_layer(rainy)
+    assert layer.dtype == np.uint8 and layer.shape == rainy.shape[:2] and (layer <= rainy.mean(axis=2)).all()
+    derained = without(rainy, layer)
+    assert psnr(derained, clean) > psnr(rainy, clean) + 4.5
+    whole = derained.min(axis=2) > 0
+    assert np.array_equal(np.diff(derained[whole].astype(int)), np.diff(rainy[whole].astype(int)))  # the chroma is the same
+    assert rain_layer(clean).mean() < layer.mean() / 8
+
+
+def test_the_layer_of_the_data_set_is_as_good_as_when_it_was_chosen(reference):
+    for stem, least in {"8": 30.5, "28": 25.2, "36": 34.8, "40": 32.2}.items():
+        rainy, clean = (read_image(reference / f"data/Rain100L/{part}/{stem}.png") for part in ("input", "target"))
+        assert psnr(without(rainy, rain_layer(rainy)), clean) > least, stem
+
+
+@pytest.mark.parametrize("height, width", [(20, 30), (27, 25), (1, 8), (9, 1), (2, 2)])
+def test_the_solver_is_the_literal_one(height, width):
+    image = cv2.GaussianBlur(noise(height, height, width), (0, 0), 0.8) // 2
+    image[:, width // 2] += 60
+    bright, weight, inside = image.mean(axis=2) / 255, literal.chroma_weight(image), np.ones((height, width), np.uint8)
+    inside[: height // 4] = 0
+    assert np.allclose(chroma_weight(image.astype(np.float32)), weight, atol=1e-5)
+    layer = solve_layer(bright.astype(np.float32), weight.astype(np.float32), inside)
+    expected = literal.solve_layer(bright, weight, inside > 0)
+    assert abs(layer - expected).max() < 1e-3 and (expected.max() > 0.1 or min(height, width) < 20)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 300), (300, 1), (2, 3), (7, 5), (40, 33)])
+def test_pictures_without_rain_have_none(height, width):
+    for grey in (0, 130, 255):
+        picture = np.full((height, width, 3), grey, np.uint8)
+        assert rain_direction(picture) == 0 and thin_scale(picture) == 1 and not rain_layer(picture).any()
+    for picture in (noise(1, height, width), np.repeat(noise(2, height, width)[..., :1], 3, axis=2)):
+        assert (rain_layer(picture) <= picture.mean(axis=2)).all()
+
+
+def test_a_picture_of_dark_lines_has_next_to_no_rain():
+    image, _ = slanted_lines(10)
+    assert rain_layer(image).mean() > 5 > 0.5 > rain_layer(255 - image).mean()
+
+
+def test_large_photographs_are_looked_at_where_their_rain_is_thin():
+    rainy, clean = demo("astronaut"), demo("astronaut", "target")
+    assert [thin_scale(enlarge(rainy, scale)) for scale in (1, 2, 4)] == [1, 2, 4]
+    large = enlarge(rainy, 4)
+    layer = rain_layer(large)
+    assert layer.shape == large.shape[:2] and (layer <= large.mean(axis=2)).all()
+    derained = cv2.resize(without(large, layer), rainy.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert psnr(derained, clean) > psnr(without(rainy, rain_layer(rainy)), clean) - 0.5
+
+
+# ---- notes
+
+
+@pytest.mark.parametrize("note", ["rain layer, scale 4", "guided, scale 1", ""])
+def test_a_note_is_read_back_and_changes_no_pixel(tmp_path, note):
+    image = noise(3, 9, 12)
+    (tmp_path / "x.png").write_bytes(png_bytes(image, note=note))
+    assert read_note(tmp_path / "x.png") == note and np.array_equal(read_image(tmp_path / "x.png"), image)
+    assert note or png_bytes(image, note=note) == png_bytes(image)
+    assert Image.open(tmp_path / "x.png").text.get("Rain2Avoid", "") == note  # so its check sum is right, too
+
+
+def test_what_is_no_note_is_none(tmp_path):
+    assert read_note(tmp_path / "missing.png") == read_note(tmp_path) == ""
+    for data in (b"", b"GIF89a", png_bytes(noise(3, 9, 12), note="guided, scale 2")[:40]):
+        (tmp_path / "x.png").write_bytes(data)
+        assert read_note(tmp_path / "x.png") == ""
+
+
+def test_a_note_must_be_of_the_kind_that_is_needed(tmp_path):
+    path = tmp_path / "x.png"
+    for note, kind, scale in (("", "", 1), ("rain layer, scale 4", "rain layer", 4), ("guided, scale 16", "guided", 16)):
+        path.write_bytes(png_bytes(noise(3, 9, 12), note=note))
+        assert check_note(path, kind, "") == scale
+    for note, kind in (("", "guided"), ("guided, scale 1", ""), ("guided, scale 1", "rain layer"), ("guided, scale 0", "guided"),
+                       ("guided", "guided"), ("guided, scale 4 or 5", "guided"), ("what else", "")):
+        path.write_bytes(png_bytes(noise(3, 9, 12), note=note))
+        with pytest.raises(ImageError, match="x.png.*; do this"):
+            check_note(path, kind, "do this")

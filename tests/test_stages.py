@@ -21,12 +21,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ldgp import rain_mask
+from ldgp import rain_layer, rain_mask
 from models import BACKBONES, build
-from sdr import fuse, sample_references
+from sdr import GuidedSampler, fuse, sample_references
 from sdrl import RECIPES, read_references
 from sdrl_all import Crops
-from utils.image import list_images, natural_order, read_image, read_mask, tensor_to_uint8, write_png
+from utils.image import (list_images, natural_order, png_bytes, read_image, read_mask, read_note, tensor_to_uint8,
+                         write_png)
 from utils.inference import infer
 from utils.rain import add_rain
 
@@ -265,6 +266,63 @@ def test_online_needs_no_references_and_makes_missing_masks(chain, copy):
     assert files(place / "ldgp") == {"lac.png": masks["lac.png"], "rue.png": mine}
     assert files(place / "result")["lac.png"] == chain[2][ONLINE]["lac.png"]
     assert files(place / "result")["rue.png"] != chain[2][ONLINE]["rue.png"]
+
+
+def test_the_fast_recipe_writes_what_its_functions_return(chain, copy):
+    """And says in every file what it is; the paper's results of the same folders are set aside, not mixed in."""
+    place = copy / "dataset/Rain100L"
+    said = stage(LDGP, "--recipe=fast", copy), stage(SDR, "--recipe=fast --sdr_num=3", copy)
+    assert all("of another run (--recipe paper, now fast" in done.stderr for done in said)
+    for stem in ("rue", "lac"):
+        rainy, layer = read_image(place / f"input/{stem}.png"), read_mask(place / f"ldgp/{stem}.png")
+        assert layer.any() and np.array_equal(layer, rain_layer(rainy))
+        sampler = GuidedSampler(rainy, layer)
+        for n, reference in enumerate(sampler.references(3)):
+            assert np.array_equal(read_image(place / f"sdr/{stem}/{n}.png"), reference)
+            assert read_note(place / f"sdr/{stem}/{n}.png") == "guided, scale 1"
+        assert np.array_equal(read_image(place / f"sdr(fuse)/{stem}.png"), np.rint(sampler.expectation()))
+        assert read_note(place / f"sdr(fuse)/{stem}.png") == "guided, scale 1"
+        assert read_note(place / f"ldgp/{stem}.png") == "rain layer, scale 1"
+    again = stage(LDGP, "--recipe=fast --kernel_size=7", copy), stage(SDR, "--recipe=fast --sdr_num=3 --K=5", copy)
+    assert all("2 done before" in done.stdout for done in again)  # flags of the paper's recipe alone
+
+
+def test_what_is_taken_off_a_large_photograph_is_enlarged(copy):
+    place = copy / "dataset/Rain100L"
+    rainy = cv2.resize(photograph(40, 56, 1), (224, 160), interpolation=cv2.INTER_CUBIC)
+    layer = rain_layer(rainy, 10, 4)
+    for folder, image in (("input", png_bytes(rainy)), ("ldgp", png_bytes(layer, note="rain layer, scale 4"))):
+        shutil.rmtree(place / folder)
+        (place / folder).mkdir()
+        (place / folder / "rue.png").write_bytes(image)
+    stage(SDR, "--recipe=fast --sdr_num=2", copy)
+    fused = read_image(place / "sdr(fuse)/rue.png")
+    assert read_note(place / "sdr(fuse)/rue.png") == read_note(place / "sdr/rue/1.png") == "guided, scale 4"
+    assert fused.shape == rainy.shape and (fused <= rainy).all() and (rainy - fused).mean() > 1
+    small = [cv2.resize(image, (56, 40), interpolation=cv2.INTER_AREA) for image in (rainy, fused, layer)]
+    expected = GuidedSampler(small[0], small[2]).expectation()
+    assert abs(small[1] - expected).mean() < 1 < abs(small[0] - expected).mean()
+    details = abs((rainy.astype(int) - fused) - (rainy.astype(int) - fused)[..., :1]).max(axis=2)
+    assert details[fused.min(axis=2) > 0].max() == 0  # the same light off each channel
+
+
+def test_layers_and_masks_are_not_taken_for_each_other(copy, script):
+    """One line for the run where the first is of the wrong kind, and one an image where another is; nothing is written."""
+    place = copy / "dataset/Rain100L"
+    before = files(place)
+    run = "run ldgp.py first: python ldgp.py --input_path=\"./dataset/Rain100L/input/\" --save_path=\"./dataset/Rain100L/ldgp/\""
+    done = from_shell(script, SDR, "--recipe=fast", copy, ok=False)
+    assert done.stdout == "" and done.stderr == ("sdr.py: dataset/Rain100L/ldgp/lac.png: no note, where --recipe=fast needs one "
+                                                 f"of its own (rain layer); {run} --recipe=fast\n")
+    assert files(place) == before
+    stage(LDGP, "--recipe=fast", copy)
+    before = files(place)
+    done = from_shell(script, SDR, "", copy, ok=False)
+    assert done.stdout == "" and done.stderr == ("sdr.py: dataset/Rain100L/ldgp/lac.png: made with --recipe=fast (rain layer, "
+                                                 f"scale 1), where --recipe=paper needs one of its own; {run}\n")
+    shutil.copy(place / "ldgp/earlier-1/rue.png", place / "ldgp/rue.png")
+    done = stage(SDR, "--recipe=fast --sdr_num=1", copy, ok=False)
+    assert "2 images, 1 failed" in done.stdout and "failed: dataset/Rain100L/ldgp/rue.png: no note" in done.stderr
 
 
 # --- backbones and flags -------------------------------------------------------------------------------------------
