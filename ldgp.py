@@ -144,7 +144,7 @@ FINE = 32  # parts of a grey level, for arithmetic in 16 bits
 PRICE = 0.12  # what rain costs against as large a change along it, in the first round
 CHROMA_STEP = 8  # grey levels: where the chroma takes such a step, one of the brightness costs 1/e as much
 STEP = 0.03  # of the solver
-SMALLEST_SCALED, LARGEST_SCALED = 75_000, 3_000_000  # pixels of what rain is looked for in
+SMALLEST_SCALED, LARGEST_SCALED = 75_000, 3_000_000  # pixels that a photograph may have at a scale that is tried
 
 
 def turning(height, width, degrees):
@@ -170,11 +170,11 @@ def turn(image, degrees, interpolation=cv2.INTER_LINEAR):
     return cv2.warpAffine(image, matrix, canvas, flags=interpolation, borderMode=cv2.BORDER_REFLECT_101), inside
 
 
-def brightness_and_chroma(image, blur=1):
-    """The mean of the channels, (H, W), and (red - green, green - blue), (H, W, 2), blurred by a Gaussian; float32."""
+def brightness_and_chroma(image):
+    """The mean of the channels, (H, W), and (red - green, green - blue), (H, W, 2), blurred by a pixel; float32."""
     blue, green, red = cv2.split(image.astype(np.float32))
     chroma = cv2.merge([red - green, green - blue])
-    return (blue + green + red) / 3, cv2.GaussianBlur(chroma, (0, 0), blur)
+    return (blue + green + red) / 3, cv2.GaussianBlur(chroma, (0, 0), 1)
 
 
 def lines(planes, degrees):
@@ -202,7 +202,7 @@ def find_direction(image):
         found.update({degrees: lines(planes, degrees) for degrees in near if degrees not in found})
         scores = {degrees: -bright**CONTRAST / (dark + LEAST_DARK) for degrees, (bright, dark) in found.items()}
         best = sorted(scores, key=lambda degrees: (scores[degrees], abs(degrees)))[:number]  # the most upright of equals
-        near = [degrees + side for degrees in best for side in (-step, step)]
+        near = [degrees + side for degrees in best for side in (-step, step) if abs(degrees + side) <= STEEPEST]
     bright, dark = found[best[0]]
     return best[0], bright**2 / (dark + LEAST_DARK)
 
@@ -251,8 +251,8 @@ def rain_price(rain, inside):
     """The price of rain at every pixel, for the next round: lower where there is much, higher where the image has little.
 
     b = 0.12 max(2 d / (d + R'), 0.2), R' being the mean of R around a pixel and d = 1e-5 / (mean of R)^2 within
-    [0.004, 0.2] (ours; reweighting as Candes et al. 2008 do it). rain: (h, w) float32 in [0, 1], upright; inside: (h, w)
-    uint8, pixels of the image. Returns (h, w) float32.
+    [0.004, 0.2] (ours; reweighting in the manner of Candes, Wakin and Boyd 2008). rain: (h, w) float32 in [0, 1], upright;
+    inside: (h, w) uint8, pixels of the image. Returns (h, w) float32.
     """
     level = min(max(1e-5 / max(cv2.mean(rain, inside)[0], 1e-6) ** 2, 0.004), 0.2)
     near = cv2.blur(rain, (3, 11))
@@ -292,7 +292,7 @@ def solve_layer(bright, weight, inside, price=rain_price, rounds=4, steps=50):
     inverse, cost = inverse_spectrum(*bright.shape), np.float32(STEP * PRICE)
     for number in range(rounds):
         if number:
-            cost = STEP * price(rain, inside)
+            cost = np.float32(STEP) * np.asarray(price(rain, inside), np.float32)
         for _ in range(steps):
             np.subtract(rain[1:], rain[:-1], out=moved[:-1])
             np.subtract(rain[0], rain[-1], out=moved[-1])

@@ -379,8 +379,8 @@ class ScaledSampler:
         import torch
 
         lost = (self.small - derained.float()).amax(dim=2)[None, None]
-        lost = torch.nn.functional.interpolate(lost, size=self.image.shape[:2], mode="bicubic").clamp(min=0)[0, 0, :, :, None]
-        larger = (self.image - lost).clamp(min=0)
+        lost = torch.nn.functional.interpolate(lost, size=self.image.shape[:2], mode="bicubic").clamp(min=0)
+        larger = (self.image - lost[0, 0, :, :, None]).clamp(min=0)
         return larger if derained.is_floating_point() else larger.round().byte()
 
     def to(self, device):
@@ -429,7 +429,8 @@ def fuse(references):
 def write_references(references, folder, pool, announce=None, note=""):
     """Write SDRs as <folder>/0.png, 1.png, ..., all or none, in the place of older ones. Returns their mean.
 
-    note: what each file says of itself, see `png_bytes`. announce: called with ({"0.png": digest of its bytes, ...}, mean) when all are written, before they take their place.
+    announce: called with ({"0.png": digest of its bytes, ...}, mean) when all are written, before they take their place.
+    note: what each file says of itself, see `png_bytes`.
     Raises ImageError where the folder is a link: what it leads to is not ours to write to.
     """
     if folder.is_symlink():
@@ -494,9 +495,11 @@ def add_nss_flags(parser):
     """The flags of NSS, here and in sdrl_online.py."""
     parser.add_argument("--sdr_num", type=run.number(int, 1, 100_000), default=50, help="references an image")
     parser.add_argument("--K", type=run.number(int, 1, 255), default=7, help="paper: pixels a side of the window of candidates")
-    parser.add_argument("--k", type=run.number(int, 1, 255, odd=True), default=3, help="paper: pixels a side of the window compared")
+    parser.add_argument("--k", type=run.number(int, 1, 255, odd=True), default=3,
+                        help="paper: pixels a side of the window compared")
     parser.add_argument("--pow", type=run.number(float, 0, 4), default=0.5, help="paper: exponent of the distance, its eta")
-    parser.add_argument("--threshold", type=run.number(int, 0, 255), default=10, help="paper: pixels with a mask above it are filled")
+    parser.add_argument("--threshold", type=run.number(int, 0, 255), default=10,
+                        help="paper: pixels with a mask above it are filled")
 
 
 def nss_options(args):

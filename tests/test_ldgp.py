@@ -323,8 +323,8 @@ def test_a_note_must_be_of_the_kind_that_is_needed(tmp_path):
     for note, kind, scale in (("", "", 1), ("rain layer, scale 4", "rain layer", 4), ("guided, scale 16", "guided", 16)):
         path.write_bytes(png_bytes(noise(3, 9, 12), note=note))
         assert check_note(path, kind, "") == scale
-    for note, kind in (("", "guided"), ("guided, scale 1", ""), ("guided, scale 1", "rain layer"), ("guided, scale 0", "guided"),
-                       ("guided", "guided"), ("guided, scale 4 or 5", "guided"), ("what else", "")):
+    for note, kind in (("", "guided"), ("guided, scale 1", ""), ("guided, scale 1", "rain layer"), ("guided", "guided"),
+                       ("guided, scale 0", "guided"), ("guided, scale 4 or 5", "guided"), ("what else", "")):
         path.write_bytes(png_bytes(noise(3, 9, 12), note=note))
         with pytest.raises(ImageError, match="x.png.*; do this"):
             check_note(path, kind, "do this")

@@ -310,10 +310,11 @@ def test_layers_and_masks_are_not_taken_for_each_other(copy, script):
     """One line for the run where the first is of the wrong kind, and one an image where another is; nothing is written."""
     place = copy / "dataset/Rain100L"
     before = files(place)
-    run = "run ldgp.py first: python ldgp.py --input_path=\"./dataset/Rain100L/input/\" --save_path=\"./dataset/Rain100L/ldgp/\""
+    run = ('run ldgp.py first: python ldgp.py --input_path="./dataset/Rain100L/input/" '
+           '--save_path="./dataset/Rain100L/ldgp/"')
     done = from_shell(script, SDR, "--recipe=fast", copy, ok=False)
-    assert done.stdout == "" and done.stderr == ("sdr.py: dataset/Rain100L/ldgp/lac.png: no note, where --recipe=fast needs one "
-                                                 f"of its own (rain layer); {run} --recipe=fast\n")
+    assert done.stdout == "" and done.stderr == ("sdr.py: dataset/Rain100L/ldgp/lac.png: no note, where --recipe=fast needs "
+                                                 f"one of its own (rain layer); {run} --recipe=fast\n")
     assert files(place) == before
     stage(LDGP, "--recipe=fast", copy)
     before = files(place)
