@@ -1,4 +1,4 @@
-"""All three stages of the fast recipe on the demo set, then a table of scores and a picture of every photograph before and after.
+"""The fast recipe's three stages on the demo set, then a table of scores and a picture of each photograph before and after.
 
     python -m utils.demo
 """
