@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ldgp import dominant_angle
+from ldgp import dominant_angle, rain_mask
 from utils.charts import bars, curves, round_steps
 from utils.figures import comparison, detail_of, grid, resize, side_by_side, votes
 from utils.image import read_image, write_png
@@ -150,6 +150,16 @@ def test_a_comparison_has_the_columns_that_there_are(dataset):
         assert len(done.stderr.splitlines()) == 1 and words in done.stderr, done.stderr
     write_png(dataset / "target/a.png", noise(0, 20, 20))
     assert "20x20, but" in figures(dataset, "--figure=comparison", ok=False).stderr
+
+
+def test_the_layer_figure_shows_mask_layer_and_result_beside_each_photograph(dataset):
+    from ldgp import rain_layer
+
+    figures(dataset, "--figure=layer")
+    picture = read_image(dataset / "img/layer.png")
+    assert picture.shape[1] == 4 * 64 + 3 * 8
+    for number, image in enumerate((noise(0), rain_mask(noise(0)), rain_layer(noise(0)), noise(3))):
+        assert np.array_equal(picture[-48:, 72 * number : 72 * number + 64], resize(image, 64, 48))
 
 
 def test_the_ldgp_figure_puts_each_photograph_above_its_mask(dataset):

@@ -21,15 +21,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ldgp import dominant_angle, rain_mask
-from sdr import Fusion, Sampler
+from ldgp import dominant_angle, rain_direction, rain_layer, rain_mask
+from sdr import GuidedSampler, Sampler, fuse
 from utils import run
-from utils.image import PNG_FAST, ImageError, list_images, only, png_bytes, read_image, read_mask, uint8_to_tensor, write_png
+from utils.image import PNG_FAST, ImageError, list_images, only, png_bytes, read_image, write_png
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = (0.15, 0.6, 2.4, 9.6)  # megapixels; the first is about what Rain100L has
 LARGE = 12  # megapixels, a photograph as telephones take them; for memory
 THRESHOLD = 10  # of NSS: what is above it is filled
+RECIPES = {"paper": (rain_mask, Sampler), "fast": (rain_layer, GuidedSampler)}
 
 
 # ---- shared by all stages
@@ -132,11 +133,11 @@ def photographs(args):
 
 
 def enlarge(array, megapixels):
-    """A photograph or mask of this size, 3 to 2: cut, or tiled with its mirror images, which keeps its share of rain."""
+    """A photograph or mask of this size, 3 to 2: cut, or tiled, which keeps its share of rain and its direction."""
     height = round(math.sqrt(megapixels * 1e6 / 1.5))
     width = round(1.5 * height)
     margins = [(0, max(0, height - array.shape[0])), (0, max(0, width - array.shape[1])), (0, 0)]
-    return np.ascontiguousarray(np.pad(array, margins[: array.ndim], mode="symmetric")[:height, :width])
+    return np.ascontiguousarray(np.pad(array, margins[: array.ndim], mode="wrap")[:height, :width])
 
 
 def growth(title, prepare, repeats):
@@ -161,6 +162,8 @@ def measure_ldgp(args):
             "angle of an image in memory": lambda path, image: dominant_angle(image),
             "mask of an image in memory, with its angle": lambda path, image: rain_mask(image),
             "from the file to the mask": lambda path, image: rain_mask(read_image(path)),
+            "fast: direction of the rain": lambda path, image: rain_direction(image),
+            "fast: rain layer, with scale and direction": lambda path, image: rain_layer(image),
         }
         row = table("LDGP, an image, one core", ("step", 42), ("median", 9), ("quartiles", 18))
         for name, step in steps.items():
@@ -172,12 +175,13 @@ def measure_ldgp(args):
 
         stem, path = next(iter(paths.items()))
         photograph = read_image(path)
+        for recipe, (find, _) in RECIPES.items():
 
-        def prepare(size):
-            image = enlarge(photograph, size)
-            return lambda: rain_mask(image), np.mean(rain_mask(image) > 0)
+            def prepare(size):
+                image = enlarge(photograph, size)
+                return lambda: find(image), np.mean(find(image) > 0)
 
-        growth(f"LDGP against size, one core, photograph {stem} tiled", prepare, args.repeats)
+            growth(f"Finding the rain, {recipe}, against size, one core, photograph {stem} tiled", prepare, args.repeats)
 
 
 # ---- sdr
@@ -186,32 +190,40 @@ def measure_ldgp(args):
 def measure_sdr(args):
     images = {stem: read_image(path) for stem, path in photographs(args).items()}
     masks = {stem: rain_mask(image) for stem, image in images.items()}
+    layers = {stem: rain_layer(image) for stem, image in images.items()}
     filled = {stem: np.count_nonzero(mask > THRESHOLD) for stem, mask in masks.items()}
     stem = sorted(images, key=lambda stem: filled[stem] / masks[stem].size)[len(images) // 2]
-    image, mask = images[stem], masks[stem]  # of middling rain, for what takes one photograph
-    print(f"{np.median([filled[stem] / masks[stem].size for stem in images]):.1%} of the pixels are filled (median)")
+    image, mask, layer = images[stem], masks[stem], layers[stem]  # of middling rain, for what takes one photograph
+    shares = ([np.mean(found[stem] > low) for stem in images] for found, low in ((masks, THRESHOLD), (layers, 0)))
+    print("{:.1%} of the pixels are filled by NSS, {:.1%} by guided samples (median)".format(*map(np.median, shares)))
 
     with one_core():
-        taken = {stem: seconds(lambda: sample(images[stem], masks[stem]), args.repeats) for stem in images}
-        row = table("NSS, 50 references in memory, one core", ("for", 42), ("median", 9), ("quartiles", 18))
-        row("a photograph", *spread(list(taken.values())))
-        row("a filled pixel", *spread([taken[stem] / max(1, filled[stem]) for stem in images]))
+        taken = {stem: seconds(lambda: sample(Sampler(images[stem], masks[stem])), args.repeats) for stem in images}
+        row = table("References in memory, one core", ("for", 42), ("median", 9), ("quartiles", 18))
+        row("NSS, 50 references", *spread(list(taken.values())))
+        row("NSS, a filled pixel", *spread([taken[stem] / max(1, filled[stem]) for stem in images]))
+        for name, work in {"their expectation": GuidedSampler.expectation, "50 references": sample}.items():
+            guided = [seconds(lambda: work(GuidedSampler(images[stem], layers[stem])), args.repeats) for stem in images]
+            row(f"guided samples, {name}", *spread(guided))
         literal_rows(row, image, mask, taken[stem] / max(1, filled[stem]))
         png_table(images, masks, args.repeats)
+        for name, rain, low, make, work in (("NSS, 50 references", mask, THRESHOLD, Sampler, sample),
+                                            ("Guided samples, expectation", layer, 0, GuidedSampler, GuidedSampler.expectation),
+                                            ("Guided samples, 50 references", layer, 0, GuidedSampler, sample)):
 
-        def prepare(size):
-            large, large_mask = enlarge(image, size), enlarge(mask, size)
-            return lambda: sample(large, large_mask), np.mean(large_mask > THRESHOLD)
+            def prepare(size):
+                large, large_rain = enlarge(image, size), enlarge(rain, size)
+                return lambda: work(make(large, large_rain)), np.mean(large_rain > low)
 
-        growth(f"NSS against size, 50 references, one core, photograph {stem} tiled", prepare, args.repeats)
+            growth(f"{name}, against size, one core, photograph {stem} tiled", prepare, args.repeats)
     whole_script(images, masks)
-    memory_table(image, mask)
-    fresh_table(image, mask, args.repeats)
+    large_table(image)
+    fresh_table({"NSS": Sampler(image, mask), "guided samples": GuidedSampler(image, layer)}, args.repeats)
 
 
-def sample(image, mask, number=50):
+def sample(sampler, number=50):
     """Draw all references, each let go of before the next."""
-    for _ in Sampler(image, mask).references(number):
+    for _ in sampler.references(number):
         pass
 
 
@@ -265,30 +277,38 @@ def whole_script(images, masks):
     print(f"\nIts last line: {last.partition(', results in')[0]}")
 
 
-def memory_table(image, mask):
-    """Peak memory of a process that reads one large photograph and draws and fuses its references, keeping none."""
+def large_table(image):
+    """Time and peak memory of processes of their own that work on one large photograph, of one recipe each."""
+    row = table(f"{LARGE} megapixels, a process of its own, all cores", ("after", 51), ("seconds", 9), ("peak MB", 9))
     with tempfile.TemporaryDirectory() as folder:
-        for name, array in (("image", image), ("mask", mask)):
-            write_png(f"{folder}/{name}.png", enlarge(array, LARGE))
-        command = [sys.executable, "-c", "import sys, utils.benchmark as b; b.print_peaks(sys.argv[1])", folder]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        return print(f"\nPeak memory could not be measured: {(done.stderr.splitlines() or ['no message'])[-1]}")
-    row = table(f"Peak memory of a process of its own, {LARGE} megapixels, 50 references", ("after", 60), ("MB", 12))
-    for name, peak in json.loads(done.stdout).items():
-        row(name, f"{peak:.0f}")
+        write_png(f"{folder}/image.png", enlarge(image, LARGE))
+        for recipe in RECIPES:
+            command = [sys.executable, "-c", "import sys, utils.benchmark as b; b.print_peaks(*sys.argv[1:])", folder, recipe]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                print(f"\nCould not be measured: {(done.stderr.splitlines() or ['no message'])[-1]}")
+            for step, (taken, peak) in json.loads(done.stdout or "{}").items():
+                row(f"{recipe}: {step}", f"{taken:.2f}", f"{peak:.0f}")
 
 
-def print_peaks(folder):
-    peaks = {"the imports alone": peak_memory()}
-    image, mask = read_image(f"{folder}/image.png"), read_mask(f"{folder}/mask.png")
-    peaks["reading the photograph and its mask"] = peak_memory()
-    fusion = Fusion()
-    for reference in Sampler(image, mask).references():
-        fusion.add(reference)
-    fusion.mean()
-    peaks["all references, drawn and fused one by one"] = peak_memory()
-    print(json.dumps(peaks))
+def print_peaks(folder, recipe):
+    done = {}
+
+    def step(name, work):
+        began = time.perf_counter()
+        result = work()
+        done[name] = time.perf_counter() - began, peak_memory()
+        return result
+
+    find, sampler_of = RECIPES[recipe]
+    step("nothing but the imports", int)
+    image = step("reading the photograph", lambda: read_image(f"{folder}/image.png"))
+    rain = step("finding the rain", lambda: find(image))
+    sampler = step("preparing to draw", lambda: sampler_of(image, rain))
+    if recipe == "fast":
+        step("the references' expectation", sampler.expectation)
+    step("50 references, drawn and fused one by one", lambda: fuse(sampler.references()))
+    print(json.dumps(done))
 
 
 def peak_memory():
@@ -305,36 +325,22 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def fresh_table(image, mask, repeats):
-    """A reference drawn afresh, as sdrl_online.py does in every step, beside one training step on the same device."""
-    sampler, random = Sampler(image, mask), np.random.RandomState(0)
-    sampler.fresh(random)  # makes the tables
-    height, width = mask.shape
-    row = table(f"A fresh reference and a training step, {width}x{height}, all cores", ("what", 60), ("median", 12))
-    row("fresh reference, NumPy", scaled(seconds(lambda: sampler.fresh(random), 10 * repeats)))
-    try:
+def fresh_table(samplers, repeats):
+    """A reference drawn afresh, as a network that learns from draws asks for in every step. samplers: {recipe: sampler}."""
+    row = table("A fresh reference, all cores", ("with", 60), ("median", 12))
+    for recipe, sampler in samplers.items():
+        random = np.random.RandomState(0)
+        sampler.fresh(random)  # makes the tables
+        row(f"{recipe}, NumPy", scaled(seconds(lambda: sampler.fresh(random), 10 * repeats)))
+        if not find_spec("torch"):
+            continue
         import torch
 
-        from models import build
-    except ImportError as error:
-        return print(f"\nNo rows for torch: {error}")
-    for device in ["cpu", *["cuda"] * torch.cuda.is_available()]:
-        settle = torch.cuda.synchronize if device == "cuda" else lambda: None
-        there, generator = sampler.to(device), torch.Generator(device).manual_seed(0)
-        model = build("Unet").to(device).train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        rainy = uint8_to_tensor(image, device)
-        target = uint8_to_tensor(next(sampler.references(1)), device)
-
-        def step():
-            optimizer.zero_grad()
-            torch.nn.functional.mse_loss(model(rainy), target).backward()
-            optimizer.step()
-
-        for name, function, times in (("fresh reference, torch", lambda: there.fresh(generator), 10 * repeats),
-                                      ("one training step, Unet", step, repeats)):
-            function()  # the first call pays for set-up
-            row(f"{name} on {device}", scaled(seconds(function, times, settle)))
+        for device in ["cpu", *["cuda"] * torch.cuda.is_available()]:
+            there, generator = sampler.to(device), torch.Generator(device).manual_seed(0)
+            settle = torch.cuda.synchronize if device == "cuda" else lambda: None
+            there.fresh(generator)
+            row(f"{recipe}, torch on {device}", scaled(seconds(lambda: there.fresh(generator), 10 * repeats, settle)))
 
 
 def measure_learning(args):

@@ -1,4 +1,4 @@
-"""All three stages on the demo set, then a table of scores and a picture of every photograph before and after.
+"""The fast recipe's three stages on the demo set, then a table of scores and a picture of each photograph before and after.
 
     python -m utils.demo
 """
@@ -14,9 +14,9 @@ from utils.image import list_images, write_png
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "./dataset/Demo/"
 STAGES = [
-    ["ldgp.py", "--dataset=Demo"],
+    ["ldgp.py", "--dataset=Demo", "--recipe=fast"],
     ["sdr.py", f"--input_path={FOLDER}input/", f"--ldgp_path={FOLDER}ldgp/", f"--save_path={FOLDER}sdr/",
-     f"--fuse_save_path={FOLDER}sdr(fuse)/"],
+     f"--fuse_save_path={FOLDER}sdr(fuse)/", "--recipe=fast"],
     ["sdrl.py", f"--rainy_data_path={FOLDER}", f"--sdr_data_path={FOLDER}sdr/", f"--result_path={FOLDER}result/",
      "--recipe=fast"],
     ["-m", "utils.evaluate", f"--result_path={FOLDER}result/", f"--target_path={FOLDER}target/",

@@ -3,8 +3,8 @@
     python -m utils.figures --dataset_path="./dataset/Demo" --save_path="./img"
 
 --figure makes others. comparison: rainy, mask, fused reference, results and target side by side with a detail enlarged;
-ldgp: each photograph above its mask; angles: which angles the patches of a photograph vote for in LDGP; curve: the loss that
-sdrl_all.py has written to loss.csv.
+layer: what the two recipes take for rain; ldgp: each photograph above its mask; angles: which angles the patches of a
+photograph vote for in LDGP; curve: the loss that sdrl_all.py has written to loss.csv.
 """
 import csv
 import math
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ldgp import SMALLEST, dominant_angle, patch_angle
+import ldgp
 from utils import run
 from utils.charts import bars, curves
 from utils.evaluate import named_folders, target_stem
@@ -290,6 +290,16 @@ def stack(rows, gap):
     return np.vstack(padded)[gap:]
 
 
+def draw_layer(args, stems):
+    """Each photograph, its rain mask and its rain layer, both made here, and its results, a row each."""
+    rows, results = [], results_of(args)
+    for stem in stems:
+        columns = load_columns(args.dataset_path, stem, results)
+        rainy = columns["rainy"]
+        rows.append([rainy, ldgp.rain_mask(rainy), ldgp.rain_layer(rainy), *map(columns.get, results)])
+    return grid(rows, ["rainy photograph", "rain mask (LDGP)", "rain layer", *results])
+
+
 def draw_ldgp(args, stems):
     """Photographs in a row, each above its mask."""
     folder = Path(args.dataset_path)
@@ -314,11 +324,11 @@ def votes(image, patch_size=80):
     """
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     height, width = grey.shape
-    if min(height, width) < SMALLEST:
-        raise ImageError(f"{width}x{height} pixels is too small: LDGP needs at least {SMALLEST} a side")
+    if min(height, width) < ldgp.SMALLEST:
+        raise ImageError(f"{width}x{height} pixels is too small: LDGP needs at least {ldgp.SMALLEST} a side")
     patches = [grey[y : y + patch_size, x : x + patch_size] for x in range(0, width - patch_size + 1, patch_size)
                for y in range(0, height - patch_size + 1, patch_size)] if min(height, width) >= patch_size else [grey]
-    found = Counter(map(patch_angle, patches))
+    found = Counter(map(ldgp.patch_angle, patches))
     return {angle: found[angle] for angle in range(0, 180, 5)}
 
 
@@ -329,7 +339,7 @@ def draw_angles(args, stems):
         path = companion(inputs, Path(args.dataset_path) / "input" / stem, args.dataset_path, "name one that is there")
         image = read_image(path)
         try:
-            counted, angle = votes(image), dominant_angle(image)
+            counted, angle = votes(image), ldgp.dominant_angle(image)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
         charts.append(bars(counted, f"{stem}: dominant gradient angle {angle}°", "angle of the gradient, degrees",
@@ -370,7 +380,8 @@ def draw_readme(args, stems):
     return {"scheme": scheme(examples[0]), "masks": masks(examples), "before_after": before_after(examples)}
 
 
-FIGURES = {"readme": draw_readme, "comparison": draw_comparison, "ldgp": draw_ldgp, "angles": draw_angles, "curve": draw_curve}
+FIGURES = {"readme": draw_readme, "comparison": draw_comparison, "layer": draw_layer, "ldgp": draw_ldgp, "angles": draw_angles,
+           "curve": draw_curve}
 
 
 def main(args):
@@ -393,7 +404,7 @@ if __name__ == "__main__":
     parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two)")
     parser.add_argument("--figure", default="readme", choices=list(FIGURES), help="what to draw; readme: three pictures")
     parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
-                        help="results of a comparison; may be given several times (default: result/ of the data set)")
+                        help="results of a comparison or layer; may be given several times (default: result/ of the data set)")
     parser.add_argument("--detail", nargs=3, type=run.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),
                         help="what a comparison enlarges, in pixels (default: where the rain matters most)")
     parser.add_argument("--width", type=run.number(int, 100), default=WIDTH, help="of a comparison, in pixels, at most")

@@ -89,7 +89,7 @@ def list_images(folder, hint="put the images there or name another one", optiona
 def only(paths):
     """The one path of a stem. Raises ImageError where several files share it: their results would overwrite each other."""
     if len(paths) > 1:
-        names = " and ".join(path.name for path in paths)
+        names = " and ".join(path.name if path.parent == paths[0].parent else str(path) for path in paths)
         raise ImageError(f"{paths[0].parent}: {names} share the name '{paths[0].stem}'; rename or remove all but one")
     return paths[0]
 

@@ -117,8 +117,9 @@ def each_image(images, work, *results, record=None, unit="image", failed=0):
 
     images: {stem: [path, ...]} of `list_images`. bar: the tqdm bar, over the images or, with unit="step", over the steps
     of one image after the other (work says how many by bar.reset(steps)). results: the folders that are written to, named
-    in the last line. record: the `utils.record.Record` by which work writes; None: every image is to be done. failed: how
-    many images failed before. Under torchrun the images are dealt out to the processes, and process 0 sums up.
+    in the last line; none: results go beside the images. record: the `utils.record.Record` by which work writes, or what
+    has its prepare, look and holds; None: every image is to be done. failed: how many images failed before. Under torchrun
+    the images are dealt out to the processes, and process 0 sums up.
     Returns the exit code: 0, or 1 where an image failed. Raises ImageError for a folder that cannot take the results, and
     OSError where one can no longer.
     """
@@ -160,8 +161,8 @@ def each_image(images, work, *results, record=None, unit="image", failed=0):
     if rank == 0:
         average = f"{seconds / number:.2f} s an image" if number else "nothing done"
         notes = f"{before} done before, " * (before > 0) + f"{changed} of changed input, " * (changed > 0)
-        print(f"{name}: {number + before + failed} images, {failed} failed, {notes}{average}, "
-              f"results in {one_line(' and '.join(map(str, results)))}")
+        where = f"in {one_line(' and '.join(map(str, results)))}" if results else "beside them"
+        print(f"{name}: {number + before + failed} images, {failed} failed, {notes}{average}, results {where}")
     return 1 if failed else 0
 
 
