@@ -78,7 +78,7 @@ def test_patch_angle_is_the_literal_one(height, width, exchange_cells):
         assert patch_angle(grey, exchange_cells) == literal.patch_angle(grey, exchange_cells)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(32, 260), st.integers(32, 260), st.integers(32, 90), st.booleans())
 def test_dominant_angle_is_the_literal_one(seed, height, width, patch_size, exchange_cells):
     image = cv2.GaussianBlur(noise(seed, height, width), (0, 0), 0.3 + seed % 4)  # smoother ones agree on angles more often
@@ -141,7 +141,7 @@ def test_lines_of_a_known_slant_are_found_along_it(tilt):
     assert abs(shifts[np.argmax(agreement)] + step * np.tan(np.radians(tilt))) <= 1
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(st.integers(32, 300), st.integers(32, 300), st.integers(0, 35), st.integers(1, 20))
 def test_the_mask_has_the_size_of_the_image_at_every_angle(height, width, bin, kernel_size):
     image = noise(bin, height, width)

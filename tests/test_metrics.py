@@ -70,7 +70,7 @@ def test_luma_is_rounded_halves_up(bgr):
     assert luma(pixel)[0, 0] == pytest.approx(float(exact), abs=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from(list(PROTOCOLS)))
 def test_scores_are_symmetric_and_bounded(seed, protocol):
     image, other = noise(seed), near(noise(seed), seed + 1)

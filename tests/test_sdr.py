@@ -116,7 +116,7 @@ def check_against_literal(image, mask, sdr_num=20, seed=0, chunk=sdr.CHUNK, **pa
     return sampler
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 @given(
     content=st.integers(0, 2**32 - 1), height=st.integers(1, 9), width=st.integers(1, 9),
     levels=st.sampled_from([2, 4, 256]),  # few levels give equal distances, also of 0

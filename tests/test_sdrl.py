@@ -127,8 +127,9 @@ class Tiny(torch.nn.Module):
         return x + self.layers(x)
 
 
-def test_a_compiled_network_learns_the_same(capsys):
+def test_a_compiled_network_learns_the_same(capsys, monkeypatch, tmp_path):
     """And the trial that compiles it leaves no trace: neither in the weights nor in the statistics of the batch norms."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # torch takes from it what another kind of processor left
     rainy = smooth(32, 40)
     references = references_of(rainy)
     results = [sdrl.derain(Tiny(), rainy, references, steps=30, crop_size=16, compile=way) for way in (False, True)]
