@@ -143,7 +143,9 @@ FINE = 32  # parts of a grey level, for arithmetic in 16 bits
 
 PRICE = 0.12  # what rain costs against as large a change along it, in the first round
 CHROMA_STEP = 8  # grey levels: where the chroma takes such a step, one of the brightness costs 1/e as much
-STEP = 0.03  # of the solver
+CUT_OFF, PALE = 250, 225  # grey levels: a channel above the one may be cut off at 255, and is in surroundings above the other
+STEP = 0.028  # of the solver
+AROUND = 91  # pixels: a window in which lines are counted, large against streaks and small against a photograph
 SMALLEST_SCALED, LARGEST_SCALED = 75_000, 3_000_000  # pixels that a photograph may have at a scale that is tried
 
 
@@ -177,26 +179,35 @@ def brightness_and_chroma(image):
     return (blue + green + red) / 3, cv2.GaussianBlur(chroma, (0, 0), 1)
 
 
-def lines(planes, degrees):
-    """How many bright lines there are in a direction, and how many dark ones: (W, B), mean grey levels.
+def line_planes(image):
+    """What `line_maps` needs of an image: brightness and both parts of the chroma in 1/32 grey level, (H, W, 3) int16."""
+    return np.rint(FINE * np.dstack(brightness_and_chroma(image))).astype(np.int16)
 
-    W is the mean of what is brighter than its surroundings across the direction (the white top-hat), counted less where the
-    chroma changes there, and eroded along the direction. B is the same of what is darker, which is never rain.
-    planes: (H, W, 3) int16, the brightness and both parts of the chroma in 1/32 grey level.
+
+def line_maps(planes):
+    """How much of each pixel is an upright bright line, and how much an upright dark one, which is never rain.
+
+    The first is what is brighter than its surroundings across (the white top-hat), counted less where the chroma changes
+    there, and eroded along; the second the same of what is darker. planes: as from `line_planes`. Returns two (h, w) int16.
     """
-    turned, inside = turn(planes, degrees)
-    light, *chroma = cv2.split(turned)
+    light, *chroma = cv2.split(planes)
     across, along = np.ones((1, ACROSS), np.uint8), np.ones((ALONG, 1), np.uint8)
     ranges = cv2.add(*(cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, across) for plane in chroma))
     weight = np.exp(ranges * np.float32(-1 / (CHROMA_RANGE * FINE)))
     hats = (cv2.multiply(cv2.morphologyEx(light, kind, across), weight, dtype=cv2.CV_16S)
             for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT))
-    return [cv2.mean(cv2.erode(hat, along), inside)[0] / FINE for hat in hats]
+    return [cv2.erode(hat, along) for hat in hats]
+
+
+def lines(planes, degrees):
+    """How many bright lines there are in a direction, and how many dark ones: (W, B), mean grey levels of `line_maps`."""
+    turned, inside = turn(planes, degrees)
+    return [cv2.mean(line, inside)[0] / FINE for line in line_maps(turned)]
 
 
 def find_direction(image):
     """The direction of `rain_direction`, and how much rain there is in it: W^2 / B."""
-    planes = np.rint(FINE * np.dstack(brightness_and_chroma(image))).astype(np.int16)
+    planes = line_planes(image)
     found, near = {}, range(COARSE // 2 - STEEPEST, STEEPEST, COARSE)
     for step, number in (*REFINE, (0, 1)):
         found.update({degrees: lines(planes, degrees) for degrees in near if degrees not in found})
@@ -240,23 +251,63 @@ def thin_scale(image):
 def chroma_weight(turned):
     """How freely the scene's brightness may change from a pixel to its right neighbour: w = exp(-|change of C| / 8).
 
-    turned: (h, w, 3) float32 BGR, rain upright. Returns (h, w) float32, 1 where only brightness changes (ours).
+    1 where only brightness changes, and where nothing can be said: a channel that rain drives to 255 is cut off, which changes
+    C. It counts as that in pale surroundings only, as sky, for else any bright thin thing would do (ours).
+    turned: (h, w, 3) float32 BGR, rain upright. Returns (h, w) float32.
     """
-    chroma = brightness_and_chroma(turned)[1]
+    chroma, largest = brightness_and_chroma(turned)[1], turned.max(axis=2)
     change = np.abs(np.roll(chroma, -1, axis=1) - chroma).sum(axis=2)
+    surroundings = cv2.morphologyEx(largest, cv2.MORPH_OPEN, np.ones((1, 9), np.uint8))
+    unknown = (largest > CUT_OFF) & (surroundings > PALE)
+    change[unknown | np.roll(unknown, -1, axis=1)] = 0
     return np.exp(change * np.float32(-1 / CHROMA_STEP))
 
 
-def rain_price(rain, inside):
-    """The price of rain at every pixel, for the next round: lower where there is much, higher where the image has little.
+class RainPrice:
+    """The price b of rain at every pixel, for each round of `solve_layer` (ours).
 
-    b = 0.12 max(2 d / (d + R'), 0.2), R' being the mean of R around a pixel and d = 1e-5 / (mean of R)^2 within
-    [0.004, 0.2] (ours; reweighting in the manner of Candes, Wakin and Boyd 2008). rain: (h, w) float32 in [0, 1], upright;
-    inside: (h, w) uint8, pixels of the image. Returns (h, w) float32.
+    Texture has as many dark lines as bright ones, so around a pixel rain costs more where they are more alike than in the
+    whole image, B/W, by the square root. Where lines are as strong in an image shrunk 4 times, rain is wide and soft, and
+    costs down to a quarter. turned: (h, w, 3) float32 BGR, rain upright; inside: (h, w) uint8, where it shows the image.
     """
-    level = min(max(1e-5 / max(cv2.mean(rain, inside)[0], 1e-6) ** 2, 0.004), 0.2)
-    near = cv2.blur(rain, (3, 11))
-    return np.maximum(2 * PRICE * level / (level + near), 0.2 * PRICE).astype(np.float32)
+
+    def __init__(self, turned, inside):
+        self.inside = inside
+        self.share = np.maximum(self._around(inside), 1e-3)
+        maps = line_maps(line_planes(turned))
+        bright, dark = (self.mean(line / np.float32(FINE)) + LEAST_DARK for line in maps)
+        ratio = dark / bright * (cv2.mean(bright, inside)[0] / max(cv2.mean(dark, inside)[0], 1e-6))
+        self.base = PRICE * np.clip(np.sqrt(ratio), 0.25, 4) * self._softness(turned, cv2.mean(maps[0], inside)[0])
+
+    def __call__(self, rain, number):
+        """b for round `number` (from 0), (h, w) float32. rain: R so far, (h, w) float32 in [0, 1].
+
+        After the first, b falls to a fifth where there is rain, R' near the pixel: times max(2 d / (d + R'), 0.2) with
+        d = 1e-5 / (mean of R)^2 within [0.004, 0.2], so that an image with little rain pays more (reweighting in the manner of
+        Candes, Wakin and Boyd 2008). And rain falls everywhere: where R is larger around a pixel than around the median
+        one, it costs as much more, from half to four times.
+        """
+        if number == 0:
+            return self.base
+        level = min(max(1e-5 / max(cv2.mean(rain, self.inside)[0], 1e-6) ** 2, 0.004), 0.2)
+        cheaper = np.maximum(2 * level / (level + cv2.blur(rain, (3, 21))), 0.2)
+        around = self.mean(rain) + 1e-4
+        return self.base * cheaper * np.clip(around / np.median(around[self.inside > 0]), 0.5, 4)
+
+    def mean(self, plane):
+        """The mean around each pixel of what lies inside the image, (h, w) float32."""
+        return self._around(plane * self.inside.astype(np.float32)) / self.share
+
+    @staticmethod
+    def _around(plane):
+        return cv2.blur(plane.astype(np.float32), (AROUND, AROUND), borderType=cv2.BORDER_CONSTANT)
+
+    def _softness(self, turned, bright):
+        small, inside = shrink(turned, 4), shrink(self.inside * np.uint8(255), 4) == 255
+        if not inside.any() or bright == 0:
+            return 1
+        soft = cv2.mean(line_maps(line_planes(small))[0], inside.astype(np.uint8))[0] / bright
+        return min(max(0.5 / max(soft, 1e-6), 0.25), 1)
 
 
 def inverse_spectrum(height, width):
@@ -274,7 +325,7 @@ def inverse_spectrum(height, width):
     return inverse.astype(np.float32)
 
 
-def solve_layer(bright, weight, inside, price=rain_price, rounds=4, steps=50):
+def solve_layer(bright, weight, price, rounds=4, steps=35):
     """The rain R, 0 <= R <= Y, of an image in which it is upright: a low point of
 
         sum |D_along R|  +  sum b R  +  sum w |D_across (Y - R)|.
@@ -283,16 +334,14 @@ def solve_layer(bright, weight, inside, price=rain_price, rounds=4, steps=50):
     behind changes little across it (both), except where the chroma does: w; rain that is there gets cheaper: b (ours).
     ADMM, each step's R clipped to [0, Y] before the next one, which makes it other than the minimum, and better by 3 dB.
     Differences are forward and periodic. bright: Y, (h, w) float32 in [0, 1], of a size that suits cv2.dft; weight: w;
-    inside: (h, w) uint8, where Y is an image; price: gives b of (R, inside), before every round but the first.
-    Returns (h, w) float32.
+    price: gives b of (R, the number of the round), (h, w) float32. Returns (h, w) float32.
     """
     rain, along_dual, price_dual, across_dual, moved, right, total = np.zeros((7, *bright.shape), np.float32)
     change = np.roll(bright, -1, axis=1) - bright
     most, least = STEP * weight, -STEP * weight
-    inverse, cost = inverse_spectrum(*bright.shape), np.float32(STEP * PRICE)
+    inverse = inverse_spectrum(*bright.shape)
     for number in range(rounds):
-        if number:
-            cost = np.float32(STEP) * np.asarray(price(rain, inside), np.float32)
+        cost = np.float32(STEP) * np.asarray(price(rain, number), np.float32)
         for _ in range(steps):
             np.subtract(rain[1:], rain[:-1], out=moved[:-1])
             np.subtract(rain[0], rain[-1], out=moved[-1])
@@ -343,10 +392,11 @@ def rain_layer(image, direction=None, scale=None):
     turned, inside = turn(small.astype(np.float32), direction, cv2.INTER_CUBIC)
     height, width = turned.shape[:2]
     below, beside = cv2.getOptimalDFTSize(height) - height, cv2.getOptimalDFTSize(width) - width
-    bright = np.clip(turned.mean(axis=2) / 255, 0, 1)
-    padded = [cv2.copyMakeBorder(plane, 0, below, 0, beside, cv2.BORDER_REPLICATE) for plane in (bright, chroma_weight(turned))]
+    weight, turned = (cv2.copyMakeBorder(plane, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+                      for plane in (chroma_weight(turned), turned))
     inside = cv2.copyMakeBorder(inside, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
-    layer = 255 * solve_layer(*padded, inside)[:height, :width]
+    bright = np.clip(turned.mean(axis=2) / 255, 0, 1)
+    layer = 255 * solve_layer(bright, weight, RainPrice(turned, inside))[:height, :width]
     if direction:
         matrix, _ = turning(*small.shape[:2], direction)
         layer = cv2.warpAffine(layer, matrix, small.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,

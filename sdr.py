@@ -23,7 +23,7 @@ import numpy as np
 
 from utils import run
 from utils.image import (GUIDED, LAYER, PNG_FAST, UMASK, ImageError, check_note, check_size, companion, list_images,
-                         png_bytes, read_image, read_mask, shrink, unfinished, write_bytes)
+                         png_bytes, read_image, read_mask, shrink, take_off, unfinished, write_bytes)
 from utils.record import Record, digest
 
 CHUNK = 1 << 20  # references are drawn for chunks of about this many places to draw from, which bounds the memory
@@ -369,11 +369,10 @@ class ScaledSampler:
         if not isinstance(derained, np.ndarray):
             return self._enlarged_tensor(derained)
         lost = (self.small - derained.astype(np.float32)).max(axis=2)  # of the channels, one that was not cut off at 0
-        lost = cv2.resize(lost, self.image.shape[1::-1], interpolation=cv2.INTER_CUBIC)[..., None]
         if derained.dtype == np.uint8:
-            lost = np.rint(lost).clip(0, 255).astype(np.uint8)
-            return self.image - np.minimum(self.image, lost)
-        return np.maximum(self.image - np.maximum(lost, 0), 0)
+            return take_off(self.image, lost)
+        lost = cv2.resize(lost, self.image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        return np.maximum(self.image - np.maximum(lost, 0)[..., None], 0)
 
     def _enlarged_tensor(self, derained):
         import torch

@@ -4,9 +4,9 @@
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
 import argparse
+import itertools
 import signal
 from pathlib import Path
-from typing import NamedTuple
 
 if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -18,22 +18,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import build
 from utils import run
-from utils.inference import compiled, infer, mixed_precision, model_device
-from utils.image import ImageError, check_size, list_images, only, png_like, read_image, tensor_to_uint8, uint8_to_tensor
+from utils.inference import infer, mixed_precision, model_device
+from utils.image import (GUIDED, ImageError, check_note, check_size, list_images, only, png_like, read_image, shrink, take_off,
+                         tensor_to_uint8, uint8_to_tensor)
 from utils.record import LEARNING, Record
 
 # What a recipe sets; a flag given on the command line wins.
 RECIPES = {
-    "paper": {"epoch": 100, "steps": 0, "lr": 1e-3, "identity": False, "average": 0.0, "crop_size": 0, "target": "sampled",
-              "weigh": False, "fuse": False, "white": False, "one_pass": False},
-    "fast": {"epoch": 100, "steps": 600, "lr": 1e-3, "identity": True, "average": 0.98, "crop_size": 64, "target": "mean",
-             "weigh": True, "fuse": True, "white": True, "one_pass": True},
+    "paper": {"epoch": 100, "steps": 0, "lr": 1e-3, "identity": False, "average": 0.0, "crop_size": 0, "batch_size": 1},
+    "fast": {"epoch": 0, "steps": 750, "lr": 1e-3, "identity": True, "average": 0.98, "crop_size": 64, "batch_size": 2},
 }
 # What the fast recipe sets otherwise for Restormer and DRSFormer. They learn more in a step, each of which takes longer, and
 # at the rate of the others they do not learn: Restormer's authors train it with this one (Zamir et al., CVPR 2022).
 TRANSFORMERS = {"lr": 3e-4, "steps": 150}
 LOOK_EVERY = {"cpu": 1, "gpu": 100}  # steps between looks at whether the loss is finite, each of which a GPU has to wait for
-DOUBT = 10  # grey levels (0 to 255): the spread of a pixel's references at which its certainty is one half
+FAINTEST = 3  # grey levels: fainter rain is not used again as self-made rain
+FACTORS = 0.6, 1.5  # self-made rain is the photograph's own, times a factor between these
+TRUST = 1 / 3  # the network's share of the light that is taken off; the rest is what was taken off before it learnt
 
 
 def recipe_settings(recipe, backbone):
@@ -48,176 +49,128 @@ def fresh_model(backbone, seed, device, identity=False):
     return model.to(memory_format=torch.channels_last) if model_device(model).type == "cuda" else model
 
 
-def derain(model, rainy, references, epoch=100, steps=0, target="sampled", **options):
+def derain(model, rainy, references, epoch=100, steps=0, **options):
     """Train a fresh network on one rainy image against its references, in their order; return the derained image.
 
     model: a network (N, 3, H, W) -> the same in [0, 1], RGB, trained in place (paper, section 2.3). rainy: (H, W, 3) uint8
-    BGR. references: (N, H, W, 3) uint8 BGR. steps: how many; 0 for every reference `epoch` times. target: "sampled", one
-    reference a step, or "mean", always their mean. options: as `learn`'s. Returns (H, W, 3) uint8 BGR.
-    Raises ValueError where shapes do not match.
+    BGR. references: (N, H, W, 3) uint8 BGR. steps: how many; 0 for every reference `epoch` times. options: as
+    `learn_references`'. Returns (H, W, 3) uint8 BGR. Raises ValueError where shapes do not match.
     """
     if references.ndim != 4 or references.shape[1:] != rainy.shape or len(references) == 0:
         raise ValueError(f"references of shape {references.shape} do not belong to an image of shape {rainy.shape}")
+    kept = torch.from_numpy(references).to(model_device(model))
+    return learn_references(model, rainy, lambda step: kept[step % len(kept)], steps or epoch * len(kept), **options)
+
+
+def learn_references(model, rainy, reference_at, steps, crop_size=0, batch_size=1, seed=3, tile_size=1024, **options):
+    """The paper's learning, with references from anywhere: `steps` times Adam on mean((f(x) - y_n)^2), x the rainy image.
+
+    reference_at: a function step -> y_n, (H, W, 3) uint8 BGR tensor on the model's device. crop_size: learn from random
+    squares of that many pixels a side, batch_size of them in a step; 0: from the whole image. tile_size: the largest side
+    that is derained at once. options: as `fit`'s. Returns (H, W, 3) uint8 BGR. Raises as `fit` and `infer` do.
+    """
+    x, random = uint8_to_tensor(rainy, model_device(model)), np.random.default_rng(seed)
+
+    def pair(step):
+        y = uint8_to_tensor(reference_at(step))
+        if not crop_size or crop_size >= max(x.shape[2:]):
+            return x, y
+        windows = [crop_window(x.shape[2:], crop_size, random) for _ in range(batch_size)]
+        return tuple(torch.cat([image[window] for window in windows]) for image in (x, y))
+
+    trained = fit(model, map(pair, range(steps)), torch.optim.Adam, F.mse_loss, **options)
+    return tensor_to_uint8(infer(trained, rainy, tile_size, options.get("amp", False)))
+
+
+def derain_by_own_rain(model, rainy, fused, steps, scale=1, own=None, tile_size=1024, **options):
+    """Learn to take off self-made rain, which is added to what is known of the scene; then take off the real one (ours).
+
+    The references are turned round: not stochastic references of one rainy image, but stochastic rainy images of one
+    reference, the photograph without what the guided samples took off. The rain is what they took off, found elsewhere in
+    the photograph. So the network learns from the scene itself which of its lines are no rain. Then it sees the photograph;
+    of the change only what rain can have made counts, the same light in all channels, and the mean of that and of what the
+    samples took off is taken off. model: as `derain`'s, trained in place, starting at the identity. rainy: (H, W, 3) uint8
+    BGR; fused: the same shape, uint8 or float: the mean of guided samples. steps: 0 for `fused` as it is. scale: by how
+    much the photograph is to be shrunk, as from `ldgp.thin_scale`. own: parameters of `own_rain`. options: as `fit`'s.
+    Returns (H, W, 3) uint8 BGR. Raises ValueError where shapes do not match, and as `fit` and `infer` do.
+    """
+    if fused.shape != rainy.shape:
+        raise ValueError(f"a reference of shape {fused.shape} does not belong to an image of shape {rainy.shape}")
+    if not steps:
+        return np.rint(fused).astype(np.uint8)
+    small, device = shrink(rainy, scale), model_device(model)
+    scene = shrink(np.rint(fused).astype(np.uint8), scale)
+    found = np.maximum((small - scene.astype(np.float32)).max(axis=2), 0)  # of the channels, one that was not cut off at 0
+    pairs = own_rain(uint8_to_tensor(scene, device), torch.from_numpy(found).to(device) / 255, **(own or {}))
+    trained = fit(model, itertools.islice(pairs, steps), FusedAdam, F.l1_loss, **options)
+    output = infer(trained, small, tile_size, options.get("amp", False)).cpu()
+    learnt = 255 * (uint8_to_tensor(small) - output).amin(dim=1)[0].clamp(min=0).numpy()
+    return take_off(rainy, TRUST * learnt + (1 - TRUST) * found)
+
+
+def own_rain(scene, rain, crop_size=64, batch_size=2, seed=3):
+    """Yield batches of (the scene with rain, the scene), (N, 3, crop, crop) each, for ever.
+
+    scene: (1, 3, H, W) in [0, 1], RGB; rain: (H, W) in [0, 1], of which windows from anywhere, turned by half a turn or not
+    and times a random factor, are added to windows of the scene.
+    """
+    random = np.random.default_rng(seed)
+    rain = torch.where(rain > FAINTEST / 255, rain, 0)[None, None]
+    shape, crop_size = scene.shape[2:], crop_size or max(scene.shape)
+    while True:
+        scenes, rains = [], []
+        for _ in range(batch_size):
+            scenes.append(scene[crop_window(shape, crop_size, random)])
+            added = rain[crop_window(shape, crop_size, random)]
+            rains.append((added.flip(2, 3) if random.random() < 0.5 else added) * random.uniform(*FACTORS))
+        y = torch.cat(scenes)
+        yield (y + torch.cat(rains)).clamp(max=1), y
+
+
+def crop_window(shape, size, random):
+    """The index (..., rows, columns) of a random square of an image of this shape (H, W); as much as there is of it."""
+    top, left = (int(random.integers(max(side - size, 0) + 1)) for side in shape)
+    return ..., slice(top, top + size), slice(left, left + size)
+
+
+class FusedAdam(torch.optim.Adam):
+    """Adam that goes over the memory once: faster than the paper's, with other roundings."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr=lr, fused=True)
+
+
+def fit(model, pairs, optimizer, loss, lr=1e-3, average=0.0, amp=False, report=None):
+    """Train a network on pairs (x, y) of (N, 3, h, w) tensors on its device, a step each: the loop of all recipes.
+
+    optimizer: a class; loss: a function of (f(x), y). average: the decay of the exponential mean of the weights; 0: none.
+    amp: mixed precision. report: called with each step's loss, a tensor still on the device.
+    Returns the trained network, or the one of the mean weights. Raises FloatingPointError where a loss is NaN or infinite.
+    """
     device = model_device(model)
-    belief = believe(rainy, *mean_and_variance(references), device) if needs_belief(target, options) else None
-    kept = None if target == "mean" else torch.from_numpy(references).to(device)
-
-    def reference_at(step):
-        return belief.mean if target == "mean" else uint8_to_tensor(kept[step % len(kept)])
-
-    return learn(model, rainy, reference_at, steps or epoch * len(references), belief=belief, **options)
-
-
-class Belief(NamedTuple):
-    """What all references of an image say together: tensors on one device."""
-
-    mean: torch.Tensor  # (1, 3, H, W) in [0, 1], RGB
-    certainty: torch.Tensor  # (1, 1, H, W) in (0, 1]: 1 where all references agree
-    filled: torch.Tensor  # (1, 1, H, W) bool: where a reference differs from the image
-
-
-def believe(rainy, mean, variance, device):
-    """The Belief of references with this mean and variance.
-
-    rainy: (H, W, 3) uint8 BGR; mean, variance: (H, W, 3) float in (squared) values of [0, 255]. The certainty of a pixel is
-    D^2 / (variance + D^2) with D = DOUBT and the variance's mean over the channels: the share that the references' mean has
-    in the best average of it and an independent estimate of standard error D. It is low in texture, where the neighbours
-    that may replace a pixel differ; there the mask is often wrong, too.
-    """
-    spread = variance.mean(axis=2)
-    filled = (spread > 0) | (np.abs(mean - rainy) > 1e-3).any(axis=2)
-    certainty = DOUBT**2 / (spread + DOUBT**2)
-    maps = (torch.from_numpy(array).to(device)[None, None] for array in (certainty.astype(np.float32), filled))
-    return Belief(uint8_to_tensor(mean, device), *maps)
-
-
-def needs_belief(target, options):
-    return target == "mean" or bool(options.get("weigh") or options.get("fuse"))
-
-
-def mean_and_variance(references):
-    """The mean of references (N, H, W, 3) uint8, and their variance: both (H, W, 3) float32, of values in [0, 255]."""
-    total, squares = (np.zeros(references.shape[1:], np.float32) for _ in range(2))
-    for reference in references:
-        total += reference
-        squares += np.square(reference, dtype=np.float32)
-    mean = total / len(references)
-    return mean, np.maximum(squares / len(references) - mean**2, 0)
-
-
-def fuse_by_certainty(derained, belief):
-    """Average a network's output (1, 3, H, W) with the references' mean, by certainty, at the pixels that were filled."""
-    return torch.where(belief.filled, derained.lerp(belief.mean, belief.certainty), derained)
-
-
-def white_rain(derained, rainy):
-    """What is left of a change of an image if rain adds the same light to red, green and blue, and takes none away.
-
-    Both (N, 3, H, W): the smallest of the three channels' changes is taken off all of them, none where one got brighter.
-    """
-    return rainy - (rainy - derained).amin(dim=1, keepdim=True).clamp(min=0)
-
-
-def learn(model, rainy, reference_at, steps, lr=1e-3, average=0.0, crop_size=0, belief=None, weigh=False, fuse=False,
-          white=False, one_pass=False, tile_size=1024, amp=False, compile=False, seed=3, report=None, snapshots=None):
-    """The learning of SDRL with references from anywhere: `steps` times Adam on mean((f(x) - y)^2).
-
-    reference_at: a function step -> (1, 3, H, W) float RGB tensor in [0, 1] on the model's device. average: 0 for the
-    network's output in evaluation mode after the last step, as in the paper; else the decay of an exponential mean of the
-    outputs that the training itself produced, or of the weights where it sees crops. crop_size: train on random squares
-    of that many pixels a side (0: the whole image), drawn with `seed`. belief: what all references say; weigh: multiply the
-    squared error by its certainty; fuse: see `fuse_by_certainty`. white: see `white_rain`. one_pass: let Adam update
-    in one pass over the memory, with other roundings. tile_size: the largest side that is derained at once. amp: mixed
-    precision. compile: see `utils.inference.compiled`. report: called with each step's loss, a tensor still on the device.
-    snapshots: a dict {steps: None} whose values become the derained images after so many steps. Returns (H, W, 3) uint8 BGR.
-    Raises FloatingPointError where a loss or the network's output is NaN or infinite.
-    """
-    device = model_device(model)
-    x = uint8_to_tensor(rainy, device)
-    if device.type == "cuda":
-        x = x.contiguous(memory_format=torch.channels_last)
-    crop = _Crop(x.shape, crop_size, seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=one_pass or None)
-    autocast, scaler = mixed_precision(device, amp)
-    mean = _Mean(model, average, whole=crop.whole)
-
-    def result():
-        output = mean.result() if mean.output is not None else infer(mean.network() or model, rainy, tile_size, amp).to(device)
-        if fuse:
-            output = fuse_by_certainty(output, belief)
-        return tensor_to_uint8(white_rain(output, x) if white else output)
-
-    finite = torch.ones((), dtype=torch.bool, device=device)
-    look_every = LOOK_EVERY["cpu" if device.type == "cpu" else "gpu"]
+    optimizer, (autocast, scaler) = optimizer(model.parameters(), lr=lr), mixed_precision(device, amp)
+    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average), use_buffers=True) if average else None
+    finite, look_every = torch.ones((), dtype=torch.bool, device=device), LOOK_EVERY["cpu" if device.type == "cpu" else "gpu"]
     model.train()
-    with autocast():
-        network = compiled(model, x[crop.first()]) if compile else model
-    for step in range(steps):
-        window = crop.next()
-        target = reference_at(step)[window]
+    for step, (x, y) in enumerate(pairs, 1):
         optimizer.zero_grad(set_to_none=True)
         with autocast():
-            output = network(x[window])
-        error = F.mse_loss(output.float(), target, reduction="none" if weigh else "mean")
-        loss = (error * belief.certainty[window]).mean() if weigh else error
-        scaler.scale(loss).backward()
+            output = model(x)
+        error = loss(output.float(), y)
+        scaler.scale(error).backward()
         scaler.step(optimizer)
         scaler.update()
-        mean.add(output.detach())
-        finite &= loss.detach().isfinite()
-        if ((step + 1) % look_every == 0 or step + 1 == steps) and not finite:
-            raise FloatingPointError(f"the loss became NaN or infinite within {step + 1} steps; use a smaller --lr"
-                                     f"{' or leave out --amp' if amp else ''}")
+        if mean:
+            mean.update_parameters(model)
+        finite &= error.detach().isfinite()
+        if step % look_every == 0 and not finite:
+            break
         if report:
-            report(loss.detach())
-        if snapshots and step + 1 in snapshots:
-            snapshots[step + 1] = result()
-            model.train()
-    return result()
-
-
-class _Crop:
-    """Random squares of an image, or always the whole of it."""
-
-    def __init__(self, shape, size, seed):
-        self.height, self.width = shape[2:]
-        self.size = size or max(shape[2:])
-        self.whole = self.size >= max(self.height, self.width)
-        self.random = np.random.default_rng(seed)
-
-    def first(self):
-        return ..., slice(self.size), slice(self.size)
-
-    def next(self):
-        if self.whole:
-            return ...
-        top, left = (self.random.integers(max(side - self.size, 0) + 1) for side in (self.height, self.width))
-        return ..., slice(top, top + self.size), slice(left, left + self.size)
-
-
-class _Mean:
-    """The exponential mean of outputs, where the network sees the whole image, or of weights, where it sees crops."""
-
-    def __init__(self, model, decay, whole):
-        self.decay, self.steps, self.output = decay, 0, None
-        self.whole = whole
-        averaged = decay and not whole
-        self.model = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if averaged else None
-        self.source = model
-
-    def add(self, output):
-        self.steps += 1
-        if self.model is not None:
-            self.model.update_parameters(self.source)
-        elif self.decay:
-            self.output = output.float() * (1 - self.decay) if self.output is None else torch.lerp(
-                output.float(), self.output, self.decay)
-
-    def result(self):
-        return self.output / (1 - self.decay**self.steps)  # the first steps' share is missing from the sum of weights
-
-    def network(self):
-        return None if self.model is None else self.model.module
+            report(error.detach())
+    if not finite:
+        raise FloatingPointError(f"the loss became NaN or infinite within {step} steps; use a smaller --lr"
+                                 f"{' or leave out --amp' if amp else ''}")
+    return mean.module if mean else model
 
 
 def read_references(folder, rainy, image_path, hint):
@@ -242,45 +195,47 @@ def add_flags(parser):
     parser.add_argument("--result_path", default=folder + "result/", help="where the derained photographs go")
     run.add_learning_flags(parser)
     run.add_overwrite_flag(parser)
-    parser.add_argument("--recipe", default="paper", choices=list(RECIPES), help="what the flags below start from")
-    parser.add_argument("--compile", action="store_true", help="let torch compile the network first, which takes a minute")
+    parser.add_argument("--recipe", default="paper", choices=list(RECIPES), help="paper: learn each reference from the "
+                        "photograph; fast: learn to take off self-made rain; the flags below start from it")
 
     def add(name, meaning, **options):
         defaults = ", ".join(f"{recipe}: {values[name]}" for recipe, values in RECIPES.items())
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"{meaning} ({defaults})", **options)
 
-    add("epoch", "times that every reference is used", type=run.number(int, 1))
-    add("steps", "steps, instead of epochs; 0: as many as the epochs ask for; fast with a transformer: 150",
-        type=run.number(int, 0))
+    add("epoch", "times that every reference is used; of the paper's recipe alone", type=run.number(int, 1))
+    add("steps", "steps; 0 is for as many as the epochs ask for, fast: for the result without learning; fast with a "
+        "transformer: 150", type=run.number(int, 0))
     add("lr", "learning rate of Adam; fast with a transformer: 0.0003", type=run.number(float, 0, 1e30))
     add("identity", "start at f(x) = x", action=argparse.BooleanOptionalAction)
-    add("average", "decay of the mean that is taken of recent outputs, or of weights where --crop_size is set; 0: none",
-        type=run.number(float, 0, 0.9999))
-    add("target", "what a step learns from: one reference, or always the mean of all", choices=["sampled", "mean"])
-    add("weigh", "count a pixel's error by the certainty of its references", action=argparse.BooleanOptionalAction)
-    add("fuse", "average the output with the mean of the references, by their certainty", action=argparse.BooleanOptionalAction)
-    add("white", "take off only what rain can have added: the same light in all channels",
-        action=argparse.BooleanOptionalAction)
-    add("one_pass", "update Adam in one pass over the memory: faster, with other roundings",
-        action=argparse.BooleanOptionalAction)
+    add("average", "decay of the mean that is taken of recent weights; 0: none", type=run.number(float, 0, 0.9999))
     add("crop_size", "train on random squares of that many pixels a side; 0: the whole photograph", type=run.number(int, 0))
+    add("batch_size", "squares in a step, where there are any", type=run.number(int, 1, 4096))
     return parser
 
 
 def recipe_options(args):
-    """(start at the identity?, the options of `derain`) of parsed flags: what was given, else what the recipe says."""
+    """(start at the identity?, the options of learning) of parsed flags: what was given, else what the recipe says.
+
+    Raises ImageError for epochs of the fast recipe, which has none.
+    """
+    if args.recipe == "fast" and hasattr(args, "epoch"):
+        raise ImageError("--epoch is of --recipe=paper; --recipe=fast is told how long to learn by --steps")
     chosen = {name: getattr(args, name, value) for name, value in recipe_settings(args.recipe, args.backbone).items()}
-    if hasattr(args, "epoch") and not hasattr(args, "steps"):
-        chosen["steps"] = 0  # who asks for epochs gets them, whatever the recipe counts in
-    running = {name: getattr(args, name) for name in ("tile_size", "amp", "compile", "seed")}
+    running = {name: getattr(args, name) for name in ("tile_size", "amp", "seed")}
     return chosen.pop("identity"), {**chosen, **running}
+
+
+def fast_options(options):
+    """The keywords of `derain_by_own_rain` among the options of `recipe_options`."""
+    own = {name: options[name] for name in ("crop_size", "batch_size", "seed")}
+    return {"own": own, **{name: value for name, value in options.items() if name not in (*own, "epoch")}}
 
 
 def result_record(stage, args, device, sources, **more):
     """The `Record` of the photographs derained with these flags, here and in sdrl_online.py. more: settings besides."""
     identity, options = recipe_options(args)
-    settings = {"backbone": args.backbone, "identity": identity, **options, **more}
-    if settings["steps"]:
+    settings = {"recipe": args.recipe, "backbone": args.backbone, "identity": identity, **options, **more}
+    if settings["steps"] or args.recipe == "fast":
         del settings["epoch"]  # which means nothing then
     return Record(stage, settings, lambda path: {"result": Path(args.result_path) / f"{path.stem}.png"}, sources, LEARNING,
                   {"device": device.type}, args.overwrite)
@@ -289,22 +244,32 @@ def result_record(stage, args, device, sources, **more):
 def main(args):
     device, (identity, options) = run.device(args.device), recipe_options(args)
     source, result, references_path = Path(args.rainy_data_path) / "input", Path(args.result_path), Path(args.sdr_data_path)
-    images = list_images(source)
-    folder = Path(args.rainy_data_path)
-    hint = (f'run sdr.py first: python sdr.py --input_path="{source}" --ldgp_path="{folder / "ldgp"}" '
-            f'--save_path="{references_path}" --fuse_save_path="{folder / "sdr(fuse)"}"')
+    images, folder, fast = list_images(source), Path(args.rainy_data_path), args.recipe == "fast"
+    hint = (f'run sdr.py first: python sdr.py{" --recipe=fast" if fast else ""} --input_path="{source}" '
+            f'--ldgp_path="{folder / "ldgp"}" --save_path="{references_path}" --fuse_save_path="{folder / "sdr(fuse)"}"')
 
     def sources(path):
         return path, *(only(paths) for paths in list_images(references_path / path.stem, hint).values())
 
+    def scale_of(path):
+        """The scale at which the references of a photograph were drawn. Raises ImageError for the other recipe's."""
+        return check_note(sources(path)[1], GUIDED if fast else "", hint)
+
+    first = next((paths[0] for paths in images.values() if list_images(references_path / paths[0].stem, optional=True)), None)
+    if first:
+        scale_of(first)  # references of the other recipe are most likely all so: a line for the run
     record = result_record("sdrl.py", args, device, sources)
 
     def work(path, bar):
-        rainy = read_image(path)
+        rainy, scale = read_image(path), scale_of(path)
         references = read_references(references_path / path.stem, rainy, path, hint)
-        model = fresh_model(args.backbone, args.seed, device, identity)
         bar.reset(options["steps"] or options["epoch"] * len(references))
-        derained = derain(model, rainy, references, report=run.LossLine(bar), **options)
+        model, report = fresh_model(args.backbone, args.seed, device, identity), run.LossLine(bar)
+        if fast:
+            fused = np.mean(references, axis=0, dtype=np.float32)
+            derained = derain_by_own_rain(model, rainy, fused, scale=scale, report=report, **fast_options(options))
+        else:
+            derained = derain(model, rainy, references, report=report, **options)
         record.write(path, png_like(derained, path))
 
     return run.each_image(images, work, result, record=record, unit="step")

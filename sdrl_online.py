@@ -4,6 +4,7 @@
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
 import signal
+import signal
 from pathlib import Path
 
 if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
@@ -11,73 +12,93 @@ if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; 
 
 import torch
 
-from ldgp import mask_record, rain_mask
-from sdr import Sampler, add_nss_flags, nss_options
-from sdrl import add_flags, believe, fresh_model, learn, needs_belief, recipe_options, result_record
+from ldgp import find_rain, layer_png, mask_record, rain_layer, rain_mask
+from sdr import Sampler, ScaledSampler, add_nss_flags, nss_options
+from sdrl import (add_flags, derain_by_own_rain, fast_options, fresh_model, learn_references, recipe_options, recipe_settings,
+                  result_record)
 from utils import run
 from utils.inference import model_device
-from utils.image import ImageError, check_size, list_images, only, png_bytes, png_like, read_image, read_mask, uint8_to_tensor
-
-# The 50 published draws of NSS vary by this share of what all draws would: with it, certainties are those of sdrl.py.
-SHARE = 0.89
+from utils.image import (LAYER, ImageError, check_note, check_size, list_images, only, png_bytes, png_like, read_image,
+                         read_mask)
 
 
-def derain_online(model, rainy, mask, epoch=100, steps=0, sdr_num=50, nss=None, seed=3, target="sampled",
-                  **options):
+def derain_online(model, rainy, mask, epoch=100, steps=0, sdr_num=50, nss=None, seed=3, **options):
     """Train a fresh network on one rainy image against references that it draws itself, a new one in every step.
 
     model: a network (N, 3, H, W) -> the same in [0, 1], RGB, trained in place. rainy: (H, W, 3) uint8 BGR; mask: (H, W)
     uint8. steps: how many; 0 for epoch * sdr_num, as many as with stored references. nss: parameters of `sdr.Sampler`.
-    target: "sampled", a fresh reference a step, or "mean", always the mean of infinitely many. options: as
-    `sdrl.learn`'s. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
+    options: as `sdrl.learn_references`'. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
     """
     device = model_device(model)
-    sampler = Sampler(rainy, mask, **(nss or {}))
-    belief = None
-    if needs_belief(target, options):
-        belief = believe(rainy, sampler.expectation(), SHARE * sampler.variance(), device)
-    if target == "sampled":
-        sampler, random = sampler.to(device), torch.Generator(device).manual_seed(seed)
+    sampler, random = Sampler(rainy, mask, **(nss or {})).to(device), torch.Generator(device).manual_seed(seed)
+    return learn_references(model, rainy, lambda step: sampler.fresh(random), steps or epoch * sdr_num, seed=seed, **options)
 
-    def reference_at(step):
-        return belief.mean if target == "mean" else uint8_to_tensor(sampler.fresh(random))
 
-    return learn(model, rainy, reference_at, steps or epoch * sdr_num, belief=belief, seed=seed, **options)
+def derain_photograph(rainy, steps=0, backbone="Unet", device="cpu", seed=3, report=None):
+    """The fast recipe on an array: rain layer, exact mean of the guided samples, and learning from self-made rain.
+
+    rainy: (H, W, 3) uint8 BGR. steps: of learning; 0: none, which takes about a second; None: as many as the recipe says.
+    report: called with each step's loss. Returns (derained (H, W, 3) uint8 BGR, rain layer (H, W) uint8).
+    """
+    scale, direction = find_rain(rainy)
+    layer = rain_layer(rainy, direction, scale)
+    fused, chosen = ScaledSampler(rainy, layer, scale).fused(), recipe_settings("fast", backbone)
+    steps = chosen["steps"] if steps is None else steps
+    if not steps:
+        return fused, layer
+    model = fresh_model(backbone, seed, device, chosen.pop("identity"))
+    options = fast_options({**chosen, "steps": steps, "seed": seed})
+    return derain_by_own_rain(model, rainy, fused, scale=scale, report=report, **options), layer
 
 
 def main(args):
     device, (identity, options) = run.device(args.device), recipe_options(args)
-    folder, result = Path(args.rainy_data_path), Path(args.result_path)
+    folder, result, fast = Path(args.rainy_data_path), Path(args.result_path), args.recipe == "fast"
     masks_path = Path(args.ldgp_path) if args.ldgp_path else folder / "ldgp"
     images = list_images(folder / "input")
     run.check_results(images, masks_path)
-    masks = mask_record(masks_path)
+    masks = mask_record(masks_path, recipe=args.recipe)
+    hint = (f'run ldgp.py first: python ldgp.py{" --recipe=fast" if fast else ""} --input_path="{folder / "input"}" '
+            f'--save_path="{masks_path}"')
+
+    def scale_of(mask_path):
+        """The scale of a rain layer. Raises ImageError for a mask where a layer is needed, and the reverse."""
+        return check_note(mask_path, LAYER if fast else "", hint)
 
     def mask_of(path):
-        """The file of a photograph's mask, made now if there is none."""
+        """The file of a photograph's mask or layer, made now if there is none."""
         found = list_images(masks_path, optional=True).get(path.stem)
         if found:
             return only(found)
         masks.look(path)
         try:
-            mask = rain_mask(read_image(path))
+            image = read_image(path)
+            data = layer_png(image)[1] if fast else png_bytes(rain_mask(image))
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
         masks_path.mkdir(parents=True, exist_ok=True)
-        masks.write(path, png_bytes(mask))
+        masks.write(path, data)
         return masks.results(path)["mask"]
 
-    record = result_record("sdrl_online.py", args, device, lambda path: (path, mask_of(path)), sdr_num=args.sdr_num,
-                           **nss_options(args))
+    present = list_images(masks_path, optional=True)
+    first = next((present[stem][0] for stem in images if stem in present), None)
+    if first:
+        scale_of(first)  # masks of the other recipe are most likely all so: a line for the run
+    more = {} if fast else {"sdr_num": args.sdr_num, **nss_options(args)}
+    record = result_record("sdrl_online.py", args, device, lambda path: (path, mask_of(path)), **more)
 
     def work(path, bar):
         rainy, mask_path = read_image(path), mask_of(path)
-        mask = read_mask(mask_path)
+        mask, scale = read_mask(mask_path), scale_of(mask_path)
         check_size(mask, mask_path, rainy, path)
-        model = fresh_model(args.backbone, args.seed, device, identity)
-        bar.reset(options["steps"] or options["epoch"] * args.sdr_num)
-        derained = derain_online(model, rainy, mask, sdr_num=args.sdr_num, nss=nss_options(args),
-                                 report=run.LossLine(bar), **options)
+        model, report = fresh_model(args.backbone, args.seed, device, identity), run.LossLine(bar)
+        if fast:
+            bar.reset(options["steps"])
+            fused = ScaledSampler(rainy, mask, scale).fused()
+            derained = derain_by_own_rain(model, rainy, fused, scale=scale, report=report, **fast_options(options))
+        else:
+            bar.reset(options["steps"] or options["epoch"] * args.sdr_num)
+            derained = derain_online(model, rainy, mask, sdr_num=args.sdr_num, nss=nss_options(args), report=report, **options)
         record.write(path, png_like(derained, path))
 
     return run.each_image(images, work, result, record=record, unit="step")
@@ -85,6 +106,7 @@ def main(args):
 
 if __name__ == "__main__":
     parser = add_flags(run.Parser(__doc__))
-    parser.add_argument("--ldgp_path", help="rain masks; missing ones are made here (default: ldgp/ of the data set)")
+    parser.add_argument("--ldgp_path", help="rain masks, or layers with --recipe=fast; missing ones are made here "
+                                            "(default: ldgp/ of the data set)")
     add_nss_flags(parser)
     run.start(main, parser)

@@ -346,6 +346,16 @@ def shrink(image, scale):
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
+def take_off(image, light):
+    """An image (H, W, 3) uint8 less the same light in all channels, as far as it goes.
+
+    light: (H, W) float32, grey levels, or of a smaller photograph of the same: it is enlarged, and the image keeps its details.
+    """
+    if light.shape != image.shape[:2]:
+        light = cv2.resize(light, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return image - np.minimum(image, np.rint(light).clip(0, 255).astype(np.uint8)[..., None])
+
+
 def uint8_to_tensor(image, device=None):
     """(H, W, 3) BGR in [0, 255], an array of uint8 or float or a tensor, to a float32 tensor (1, 3, H, W), RGB, in [0, 1]."""
     import torch  # here, so that the stages that learn nothing do not wait for it
