@@ -145,6 +145,8 @@ PRICE = 0.12  # what rain costs against as large a change along it, in the first
 CHROMA_STEP = 8  # grey levels: where the chroma takes such a step, one of the brightness costs 1/e as much
 CUT_OFF, PALE = 250, 225  # grey levels: a channel above the one may be cut off at 255, and is in surroundings above the other
 STEP = 0.028  # of the solver
+USUAL_WEIGHT, NO_CHROMA = 0.83, 2  # the usual mean of w; and by how much more rain costs in a grey photograph
+FAINT, ALIKE, DOUBT = 0.35, 1.4, 6  # W in grey levels and W/B: with both below, it is doubtful that it rains; an exponent
 AROUND = 91  # pixels: a window in which lines are counted, large against streaks and small against a photograph
 SMALLEST_SCALED, LARGEST_SCALED = 75_000, 3_000_000  # pixels that a photograph may have at a scale that is tried
 
@@ -268,16 +270,25 @@ class RainPrice:
 
     Texture has as many dark lines as bright ones, so around a pixel rain costs more where they are more alike than in the
     whole image, B/W, by the square root. Where lines are as strong in an image shrunk 4 times, rain is wide and soft, and
-    costs down to a quarter. turned: (h, w, 3) float32 BGR, rain upright; inside: (h, w) uint8, where it shows the image.
+    costs down to a quarter. Where noise of the chroma makes w small, what rain saves is small, and so is its price. A grey
+    photograph has no chroma that would tell rain from the scene, and rain costs twice as much. Where bright lines are both
+    faint and hardly more than dark ones, it may not rain at all, and rain costs far more.
+    turned: (h, w, 3) float32 BGR, rain upright; inside: (h, w) uint8, where it shows the image; weight: w, (h, w) float32.
     """
 
-    def __init__(self, turned, inside):
+    def __init__(self, turned, inside, weight):
         self.inside = inside
         self.share = np.maximum(self._around(inside), 1e-3)
         maps = line_maps(line_planes(turned))
         bright, dark = (self.mean(line / np.float32(FINE)) + LEAST_DARK for line in maps)
         ratio = dark / bright * (cv2.mean(bright, inside)[0] / max(cv2.mean(dark, inside)[0], 1e-6))
-        self.base = PRICE * np.clip(np.sqrt(ratio), 0.25, 4) * self._softness(turned, cv2.mean(maps[0], inside)[0])
+        grey = turned.max(axis=2) - turned.min(axis=2) < 1
+        trusted = NO_CHROMA if grey.all() else (cv2.mean(weight, inside)[0] / USUAL_WEIGHT) ** 2
+        softness = self._softness(turned, cv2.mean(maps[0], inside)[0])
+        white, black = (cv2.mean(line, inside)[0] / FINE for line in maps)
+        evidence = max(white / FAINT, white / (black + LEAST_DARK) / ALIKE, 0.5)
+        doubt = max(1, evidence**-DOUBT)
+        self.base = np.float32(PRICE * trusted * softness * doubt) * np.clip(np.sqrt(ratio), 0.25, 4)
 
     def __call__(self, rain, number):
         """b for round `number` (from 0), (h, w) float32. rain: R so far, (h, w) float32 in [0, 1].
@@ -396,7 +407,7 @@ def rain_layer(image, direction=None, scale=None):
                       for plane in (chroma_weight(turned), turned))
     inside = cv2.copyMakeBorder(inside, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
     bright = np.clip(turned.mean(axis=2) / 255, 0, 1)
-    layer = 255 * solve_layer(bright, weight, RainPrice(turned, inside))[:height, :width]
+    layer = 255 * solve_layer(bright, weight, RainPrice(turned, inside, weight))[:height, :width]
     if direction:
         matrix, _ = turning(*small.shape[:2], direction)
         layer = cv2.warpAffine(layer, matrix, small.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
