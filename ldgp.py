@@ -270,7 +270,7 @@ class RainPrice:
 
     Texture has as many dark lines as bright ones, so around a pixel rain costs more where they are more alike than in the
     whole image, B/W, by the square root. Where lines are as strong in an image shrunk 4 times, rain is wide and soft, and
-    costs down to a quarter. Where noise of the chroma makes w small, what rain saves is small, and so is its price. A grey
+    costs down to half as much. Where noise of the chroma makes w small, what rain saves is small, and so is its price. A grey
     photograph has no chroma that would tell rain from the scene, and rain costs twice as much. Where bright lines are both
     faint and hardly more than dark ones, it may not rain at all, and rain costs far more.
     turned: (h, w, 3) float32 BGR, rain upright; inside: (h, w) uint8, where it shows the image; weight: w, (h, w) float32.
@@ -318,7 +318,7 @@ class RainPrice:
         if not inside.any() or bright == 0:
             return 1
         soft = cv2.mean(line_maps(line_planes(small))[0], inside.astype(np.uint8))[0] / bright
-        return min(max(0.5 / max(soft, 1e-6), 0.25), 1)
+        return min(max(0.5 / max(soft, 1e-6), 0.5), 1)
 
 
 def inverse_spectrum(height, width):
