@@ -4,7 +4,6 @@
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
 import signal
-import signal
 from pathlib import Path
 
 if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on

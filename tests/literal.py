@@ -188,13 +188,37 @@ def guided_expectation(image, layer, rounded=False, **widths):
 
 def chroma_weight(turned):
     """w of an upright image (h, w, 3), float64."""
-    blue, green, red = np.moveaxis(turned.astype(np.float64), 2, 0)
+    turned = turned.astype(np.float64)
+    blue, green, red = np.moveaxis(turned, 2, 0)
     chroma = [cv2.GaussianBlur(plane, (0, 0), 1) for plane in (red - green, green - blue)]
-    return np.exp(-sum(abs(np.roll(plane, -1, 1) - plane) for plane in chroma) / 8)
+    change, largest = sum(abs(np.roll(plane, -1, 1) - plane) for plane in chroma), turned.max(axis=2)
+
+    def across(plane, extreme):
+        return np.stack([extreme(plane[:, max(x - 4, 0) : x + 5], axis=1) for x in range(plane.shape[1])], axis=1)
+
+    unknown = (largest > 250) & (across(across(largest, np.min), np.max) > 225)
+    change[unknown | np.roll(unknown, -1, 1)] = 0
+    return np.exp(-change / 8)
 
 
-def solve_layer(Y, w, inside, rounds=4, steps=50, t=0.03):
-    """The rain of an image in which it is upright, all of (h, w): Y and w float64, inside bool."""
+def mean_around(plane, inside):
+    """The mean of what lies inside the image in the 91x91 pixels around each pixel of (h, w)."""
+    result = np.zeros(plane.shape)
+    for y, x in np.ndindex(plane.shape):
+        window = slice(max(y - 45, 0), y + 46), slice(max(x - 45, 0), x + 46)
+        result[y, x] = plane[window][inside[window]].mean()
+    return result
+
+
+def price(R, inside, base):
+    """b of the rounds after the first, where it is `base` in the first."""
+    d = np.clip(1e-5 / max(R[inside].mean(), 1e-6) ** 2, 0.004, 0.2)
+    around = mean_around(R, inside) + 1e-4
+    return base * np.maximum(2 * d / (d + cv2.blur(R, (3, 21))), 0.2) * np.clip(around / np.median(around[inside]), 0.5, 4)
+
+
+def solve_layer(Y, w, price, rounds=4, steps=35, t=0.028):
+    """The rain of an image in which it is upright; Y, w and what price(R, round) gives are (h, w) float64."""
 
     def along(R):
         return np.roll(R, -1, 0) - R
@@ -214,12 +238,8 @@ def solve_layer(Y, w, inside, rounds=4, steps=50, t=0.03):
     fy, fx = (np.exp(2j * np.pi * np.fft.fftfreq(size)) for size in Y.shape)
     spectrum = 1 + abs(fy[:, None] - 1) ** 2 + abs(fx - 1) ** 2
     R, d1, d2, d3 = (np.zeros(Y.shape) for _ in range(4))
-    b = 0.12
     for number in range(rounds):
-        if number:
-            d = np.clip(1e-5 / max(R[inside].mean(), 1e-6) ** 2, 0.004, 0.2)
-            near = cv2.blur(R, (3, 11))
-            b = 0.12 * np.maximum(2 * d / (d + near), 0.2)
+        b = price(R, number)
         for _ in range(steps):
             n1, n2, n3 = along(R) + d1, R + d2, across(Y - R) + d3
             v1, v2, v3 = soft(n1, t), np.maximum(n2 - t * b, 0), soft(n3, t * w)

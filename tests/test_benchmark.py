@@ -8,17 +8,18 @@ def test_sdrl_compares_the_recipes_on_the_same_images(script, tmp_path):
     for folder in ("input", "target"):
         (tmp_path / folder).mkdir()
         shutil.copy(ROOT / "dataset" / "Demo" / folder / "chelsea.png", tmp_path / folder)
-    done = script("-m", "utils.benchmark", "sdrl", "--data_path", tmp_path, "--size", "64x48", "--steps", 2, "--device", "cpu",
-                  "--recipe", "paper", "fast", "online", cwd=ROOT)
+    done = script("-m", "utils.benchmark", "sdrl", "--data_path", tmp_path, "--size", "64x48", "--steps", 0, 2, "--device", "cpu",
+                  cwd=ROOT)
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in done.stdout.splitlines() if line.startswith("|")]
-    measured = [row for row in rows if row[0] == "chelsea"]
-    assert [row[1] for row in measured] == ["paper", "fast", "online"]
-    assert all(row[2] == "2" and float(row[4]) > 5 for row in measured)
-    assert len({row[4] for row in measured}) > 1  # not the same result thrice
-    assert len({(row[5], row[6]) for row in measured}) == 1  # but of the same image
-    assert sum(row[0].startswith("mean of 1") for row in rows) == 3
-    rates = [line for line in done.stdout.splitlines() if line.endswith("of a large matrix product's rate")]
-    assert [line.split(":")[0] for line in rates] == ["paper", "fast", "online"]
+    measured = [row[1:] for row in rows if row[0] == "chelsea"]
+    assert [row[1:] for row in rows if row[0] == "mean of 1"] == measured
+    assert [tuple(row[:2]) for row in measured] == [("paper", "0"), ("paper", "2"), ("fast", "0"), ("fast", "2")]
+    for recipe in (measured[:2], measured[2:]):
+        assert recipe[0][3:5] == recipe[1][3:5] and recipe[0][5] == recipe[0][4] != recipe[1][5]  # rainy, without learning, learnt
+        assert all(float(value) > 5 for value in recipe[1][3:])
+    assert measured[0][4] != measured[2][4] and len({row[3] for row in measured}) == 1
+    rates = [line for line in done.stdout.splitlines() if line.endswith("GFLOP/s")]
+    assert [line.split(":")[0] for line in rates] == ["paper", "fast"]
 
 
 def test_unknown_backbone_and_size_are_one_line(script):

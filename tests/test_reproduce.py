@@ -10,7 +10,7 @@ import pytest
 from utils.evaluate import score_folders
 from utils.image import ImageError, read_image, write_png
 from utils.metrics import mean_scores
-from utils.reproduce import Record, Stage, first_images, learning, references
+from utils.reproduce import FUSED, Record, Stage, first_images, learning, references
 from utils.tables import MEASURED, overview_markdown, published
 
 from conftest import ROOT
@@ -64,9 +64,9 @@ def test_the_stages_run_once_and_their_results_are_scored(reproduce, data):
     result = part / "result_sdrl_fast_DnCNN_steps=2"
     assert sorted(path.name for path in result.glob("[!.]*")) == ["1.png", "2.png"]
     name = "sdrl.py fast DnCNN --steps=2"
-    expected = score_folders({"a": result, "b": part / "sdr(fuse)"}, data / "target", part / "input").rows
+    expected = score_folders({"a": result, "b": part / "sdr(fuse)_fast"}, data / "target", part / "input").rows
     written = table(part)
-    for row, method in (("a", name), ("b", "LDGP + NSS, fused references")):
+    for row, method in (("a", name), ("b", FUSED["fast"])):
         for key, value in mean_scores(list(expected[row].values())).items():
             assert float(written[method, "mean of 2"][key]) == pytest.approx(value, abs=1e-6)
     text = (part / "scores/scores.md").read_text()
@@ -76,14 +76,14 @@ def test_the_stages_run_once_and_their_results_are_scored(reproduce, data):
     assert started == [] and again.stdout.count("done before: ") == 3
     assert (part / "scores/scores.md").read_text() == text
     more, started = reproduce("--backbones", "DnCNN", "--methods", "sdrl_online", "--limit=2", "--", "--epoch=1", "--sdr_num=2")
-    assert started == ["sdrl_online.py"]
+    assert started == ["ldgp.py", "sdr.py", "sdrl_online.py"]  # the paper's masks have a folder of their own
     names = {method for method, _ in table(part)}
-    assert names == {name, "sdrl_online.py paper DnCNN --epoch=1 --sdr_num=2", "LDGP + NSS, fused references"}
+    assert names == {name, "sdrl_online.py paper DnCNN --epoch=1 --sdr_num=2", *FUSED.values()}
 
     write_png(data / "input/2.png", photograph(36, 44, 7))  # another photograph: what was made of the old one is no more scored
     last, started = reproduce(*SHORT, "--limit=2", "--", "--steps=1")
     assert started == ["ldgp.py", "sdr.py", "sdrl.py"]
-    assert {method for method, _ in table(part)} == {"sdrl.py fast DnCNN --steps=1", "LDGP + NSS, fused references"}
+    assert {method for method, _ in table(part)} == {"sdrl.py fast DnCNN --steps=1", FUSED["fast"]}
 
 
 def test_a_network_for_the_whole_data_set(reproduce, data):
@@ -118,7 +118,7 @@ def test_a_method_without_any_result_does_not_stop_the_others(reproduce, data):
     reproduce(*SHORT, "--", "--steps=1")
     flags = "--methods", "sdrl_online", "--backbones", "DnCNN", "--", "--steps=1"
     done, started = reproduce(*flags, ok=False, stop="sdrl_online.py", code=1)
-    assert started == ["sdrl_online.py"] and "no result of sdrl_online.py paper DnCNN --steps=1; see what" in done.stderr
+    assert started == ["ldgp.py", "sdr.py", "sdrl_online.py"] and "no result of sdrl_online.py paper DnCNN --steps=1; see what" in done.stderr
     assert ("sdrl.py fast DnCNN --steps=1", "mean of 3") in table(data)
 
 
@@ -174,8 +174,8 @@ def test_runs_that_differ_never_share_a_folder(tmp_path):
             ("sdrl_online", "fast", "Unet", []), ("sdrl", "fast", "Unet", ["--steps=5"]), ("sdrl_all", "fast", "Unet", []),
             ("sdrl_all", "fast", "ResNet", [])]
     written = [str(path) for run in runs for one in learning(tmp_path, *run) for path in one.writes]
-    written += [str(path) for one in references(tmp_path) for path in one.writes]
-    assert len(written) == len(set(written)) == 12
+    written += [str(path) for recipe in FUSED for one in references(tmp_path, recipe) for path in one.writes]
+    assert len(written) == len(set(written)) == 15
 
 
 def test_help_shows_a_command_that_works(monkeypatch):

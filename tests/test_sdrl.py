@@ -6,9 +6,10 @@ import torch
 import sdrl
 import sdrl_online
 from models import BACKBONES, build
-from sdr import Sampler
 from utils import inference, run
-from utils.image import tensor_to_uint8, uint8_to_tensor, write_png
+from utils.image import ImageError, tensor_to_uint8, uint8_to_tensor, write_png
+
+from test_stages import photograph
 
 
 def noise(*shape, seed=0):
@@ -79,19 +80,25 @@ def test_the_paper_recipe_is_the_plain_loop():
 def test_the_recipe_of_the_paper_is_the_default():
     paper = sdrl.RECIPES["paper"]
     assert (paper["epoch"], paper["steps"], paper["lr"]) == (100, 0, 1e-3)
-    assert not any(paper[name] for name in ("identity", "average", "crop_size", "weigh", "fuse", "white", "one_pass"))
+    assert not any(paper[name] for name in ("identity", "average", "crop_size"))
     assert all(recipe.keys() == paper.keys() for recipe in sdrl.RECIPES.values())
 
 
 @pytest.mark.parametrize("given, steps, lr", [
-    ("", 0, 1e-3), ("--recipe fast", 600, 1e-3), ("--recipe fast --steps 7", 7, 1e-3), ("--recipe fast --lr 0.5", 600, 0.5),
+    ("", 0, 1e-3), ("--recipe fast", 750, 1e-3), ("--recipe fast --steps 0", 0, 1e-3), ("--recipe fast --lr 0.5", 750, 0.5),
     ("--recipe fast --backbone DRSFormer", 150, 3e-4), ("--backbone Restormer", 0, 1e-3),
-    ("--recipe fast --backbone Restormer --steps 7 --lr 0.5", 7, 0.5), ("--recipe fast --epoch 2", 0, 1e-3), ("--recipe fast --epoch 2 --steps 9", 9, 1e-3), ("--steps 9", 9, 1e-3)])
+    ("--recipe fast --backbone Restormer --steps 7 --lr 0.5", 7, 0.5), ("--steps 9", 9, 1e-3)])
 def test_a_given_flag_wins_over_the_recipe(given, steps, lr):
     args = sdrl.add_flags(run.Parser("")).parse_args(given.split())
     identity, options = sdrl.recipe_options(args)
     assert identity == ("fast" in given)
     assert (options["steps"], options["lr"]) == (steps, lr)
+
+
+def test_the_fast_recipe_has_no_epochs():
+    args = sdrl.add_flags(run.Parser("")).parse_args(["--recipe=fast", "--epoch=2"])
+    with pytest.raises(ImageError, match="--epoch is of --recipe=paper"):
+        sdrl.recipe_options(args)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -114,106 +121,103 @@ def test_same_seed_same_bytes_and_another_seed_others():
     assert not np.array_equal(learn(3), learn(4))
 
 
-class Tiny(torch.nn.Module):
-    """A network that is compiled in seconds."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4),
-                                          torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 3, padding=1))
-
-    def forward(self, x):
-        return x + self.layers(x)
-
-
-def test_a_compiled_network_learns_the_same(capsys, monkeypatch, tmp_path):
-    """And the trial that compiles it leaves no trace: neither in the weights nor in the statistics of the batch norms."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # torch takes from it what another kind of processor left
-    rainy = smooth(32, 40)
-    references = references_of(rainy)
-    results = [sdrl.derain(Tiny(), rainy, references, steps=30, crop_size=16, compile=way) for way in (False, True)]
-    if "not possible here" in capsys.readouterr().err:
-        pytest.skip("torch cannot compile anything on this machine")
-    assert psnr(results[0], rainy) < 50
-    assert psnr(*results) > 60
-
-
-def test_what_cannot_be_compiled_goes_on_without(monkeypatch, capsys):
-    def refuse(model, **options):
-        def call(x):
-            model(x)  # after this the statistics of the batch norms have moved
-            raise RuntimeError("no compiler\nin sight")
-        return call
-
-    monkeypatch.setattr(torch, "compile", refuse)
-    rainy = smooth(32, 40)
-    references = references_of(rainy)
-    plain, fallen = (sdrl.derain(Tiny(), rainy, references, steps=5, compile=way) for way in (False, True))
-    assert np.array_equal(plain, fallen)
-    assert capsys.readouterr().err == "--compile: not possible here, going on without (RuntimeError: no compiler)\n"
-
-
-def test_average_of_outputs():
-    """The mean is that of the outputs of training, weighted by powers of the decay."""
-    rainy = smooth(32, 32)
-    references = references_of(rainy)
-    outputs = []
+def test_average_of_weights():
+    """The trained network is the one of the mean weights, statistics of the batch norms included, weighted by the decay."""
+    rainy, states = smooth(40, 40), []
     model = sdrl.fresh_model("DnCNN", 3, "cpu", identity=True)
-    model.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach().clone()))
-    result = sdrl.derain(model, rainy, references, steps=4, average=0.5)
-    weights = torch.tensor([0.5**3, 0.5**2, 0.5, 1.0])
-    expected = sum(w * o for w, o in zip(weights / weights.sum(), outputs))
-    assert len(outputs) == 4
-    assert np.abs(result.astype(int) - tensor_to_uint8(expected).astype(int)).max() <= 1
+    note = lambda loss: states.append({name: value.double() for name, value in model.state_dict().items()})
+    x = uint8_to_tensor(rainy)
+    trained = sdrl.fit(model, [(x, 0.9 * x)] * 3, torch.optim.Adam, torch.nn.functional.mse_loss, average=0.5, report=note)
+    for name, value in trained.state_dict().items():
+        if value.is_floating_point():
+            expected = 0.25 * states[0][name] + 0.25 * states[1][name] + 0.5 * states[2][name]
+            assert torch.allclose(value.double(), expected, atol=1e-6), name
 
 
-def test_average_of_weights_where_crops_are_seen():
-    rainy = smooth(40, 40)
-    references = references_of(rainy)
-    learn = lambda average: sdrl.derain(sdrl.fresh_model("DnCNN", 3, "cpu", True), rainy, references, steps=6, crop_size=16, average=average)
-    assert not np.array_equal(learn(0.9), learn(0.0))
+# ---- the fast recipe
 
 
-def test_mean_and_variance_of_references():
-    references = noise(9, 7, 5, 3)
-    mean, variance = sdrl.mean_and_variance(references)
-    assert mean == pytest.approx(references.mean(axis=0), abs=1e-4)
-    assert variance == pytest.approx(references.astype(float).var(axis=0), rel=1e-3, abs=0.02)
+def test_own_rain_is_light_added_to_the_scene():
+    """In batches of windows no larger than the scene, the same light in all channels, from elsewhere, up to white."""
+    scene, rain = torch.rand(1, 3, 40, 56), torch.zeros(40, 56)
+    rain[::3, ::5], rain[1::3, ::5] = 0.4, 2 / 255  # the second is too faint
+    draw = lambda seed, **options: [next(sdrl.own_rain(scene, rain, seed=seed, **options)) for _ in range(2)]
+    first, again = draw(5, crop_size=24, batch_size=3)
+    other = draw(6, crop_size=24, batch_size=3)[0]
+    assert all(torch.equal(*both) for both in zip(first, again)) and not torch.equal(first[0], other[0])
+    factors = set()
+    for x, y in (first, next(sdrl.own_rain(scene, rain)), next(sdrl.own_rain(scene, rain, 0))):
+        assert x.shape == y.shape and (x >= y).all() and x.max() <= 1
+        added = torch.where(x < 1, x - y, torch.nan)
+        light = added.nanmean(dim=1, keepdim=True)
+        assert torch.allclose(added.nan_to_num(), torch.where(x < 1, light, 0).nan_to_num(), atol=1e-6)
+        factors |= {round(value, 3) for value in (light[light > 1e-3] / 0.4).tolist()}
+    assert min(factors) >= sdrl.FACTORS[0] - 0.001 and max(factors) <= sdrl.FACTORS[1] + 0.001 and len(factors) > 3
+    assert first[1].shape == (3, 3, 24, 24)
+    windows = scene.unfold(2, 24, 1).unfold(3, 24, 1)[0].permute(1, 2, 0, 3, 4).flatten(0, 1)
+    assert all((windows == y).flatten(1).all(dim=1).any() for y in first[1])  # y is the scene
+    assert next(sdrl.own_rain(scene, rain))[0].shape == (2, 3, 40, 56)  # which is smaller than a square of 64
 
 
-def test_certainties_online_are_those_of_stored_references():
-    """The published draws are 50 numbers that vary less than uniform ones do."""
-    draws = np.random.RandomState(0).random_sample(50)
-    assert abs(draws.var() * 12 - sdrl_online.SHARE) < 0.001
+def learn(rainy, fused, steps=2, backbone="Unet", seed=3, scale=1, **options):
+    model = sdrl.fresh_model(backbone, seed, "cpu", identity=True)
+    return sdrl.derain_by_own_rain(model, rainy, fused, steps, scale, own={"seed": seed, "batch_size": 1}, **options)
 
 
-def test_sampler_variance_is_that_of_many_draws():
-    image, mask = noise(12, 14, 3), np.where(noise(12, 14, seed=5) < 90, 255, 0).astype(np.uint8)
-    sampler = Sampler(image, mask)
-    drawn = np.stack(list(sampler.references(4000, independent=True))).astype(float)
-    spread = sampler.variance()
-    assert (spread[mask == 0] == 0).all() and spread.max() > 1000
-    assert drawn.var(axis=0).mean() == pytest.approx(spread.mean(), rel=0.02)
+def by_own_rain(height=37, width=53):
+    """A photograph of middling levels, and the photograph without what guided samples might take off."""
+    rainy = photograph(height, width, 1) // 2 + 80
+    fused = rainy - np.where((np.arange(width) + np.arange(height)[:, None]) % 9 < 2, 30, 0).astype(np.float32)[..., None]
+    return rainy, fused
 
 
-def test_belief():
-    rainy, mean, variance = np.full((2, 2, 3), 100, np.uint8), np.full((2, 2, 3), 100.0), np.zeros((2, 2, 3))
-    variance[0, 0], variance[1, 1], mean[1, 0] = sdrl.DOUBT**2, 1e9, 90
-    belief = sdrl.believe(rainy, mean, variance, "cpu")
-    assert belief.certainty[0, 0].numpy() == pytest.approx(np.array([[0.5, 1], [1, 0]]), abs=1e-6)
-    assert belief.filled[0, 0].tolist() == [[True, False], [True, True]]
-    fused = sdrl.fuse_by_certainty(torch.full((1, 3, 2, 2), 0.2), belief)[0, 0]
-    assert fused.numpy() == pytest.approx(np.array([[0.1 + 50 / 255, 0.2], [90 / 255, 0.2]]), abs=1e-6)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_learns_to_take_off_self_made_rain(backbone):
+    """On odd sides: the same light off each channel, and none is put on."""
+    rainy, fused = by_own_rain()
+    result = learn(rainy, fused, backbone=backbone)
+    taken = rainy.astype(int) - result
+    assert result.shape == rainy.shape and (taken == taken[..., :1]).all() and (taken >= 0).all() and taken.max() > 10
 
 
-def test_white_rain_takes_off_the_same_of_all_channels_and_adds_nothing():
-    rainy, derained = torch.rand(1, 3, 20, 30), torch.rand(1, 3, 20, 30)
-    change = rainy - sdrl.white_rain(derained, rainy)
-    assert (change >= 0).all()
-    assert torch.allclose(change.amax(dim=1), change.amin(dim=1), atol=1e-6)
-    assert torch.allclose(change[:, 0], (rainy - derained).amin(dim=1).clamp(min=0), atol=1e-6)
-    assert change.max() > 0.1
+def test_learning_is_repeatable_and_left_out_with_no_steps():
+    rainy, fused = by_own_rain()
+    fused[3, 4] = 100.4, 99.5, 98.6
+    assert np.array_equal(learn(rainy, fused, steps=0), np.rint(fused))
+    once = learn(rainy, fused, steps=3, average=0.9)
+    assert np.array_equal(once, learn(rainy, fused, steps=3, average=0.9))
+    assert not np.array_equal(once, learn(rainy, fused, steps=3, average=0.9, seed=4))
+    with pytest.raises(ValueError, match="does not belong"):
+        learn(rainy, fused[1:])
+
+
+def test_no_learning_leaves_a_share_of_what_was_known():
+    """At a rate of 0 the network takes nothing off, and its share of the light is lost."""
+    rainy, fused = by_own_rain()
+    taken = rainy.astype(float) - learn(rainy, fused, lr=0)
+    assert np.array_equal(taken, np.rint((1 - sdrl.TRUST) * (rainy - fused)))
+
+
+def test_a_large_photograph_keeps_its_details():
+    """Learnt at half the size, the light is enlarged: what is finer than that stays as it is."""
+    rainy, fused = (np.kron(image, np.ones((2, 2, 1), image.dtype)) for image in by_own_rain())
+    checks = np.where(np.indices(rainy.shape[:2]).sum(axis=0) % 2, 20, -20)[..., None]  # of no mean in 2x2 pixels
+    rainy, fused = (rainy + checks).astype(np.uint8), (fused + checks).astype(np.float32)
+    taken = rainy.astype(int) - learn(rainy, fused, scale=2)
+    assert (taken == taken[..., :1]).all() and taken.min() >= 0 and taken.max() > 10
+    assert abs(np.diff(taken[..., 0])).max() < 20  # without a trace of the checks
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_fast_recipe_on_an_array(steps):
+    rainy, losses = photograph(48, 64, 1), []
+    derained, layer = sdrl_online.derain_photograph(rainy, steps, report=losses.append)
+    assert derained.shape == rainy.shape and (derained <= rainy).all() and (derained < rainy).any()
+    assert layer.shape == rainy.shape[:2] and len(losses) == steps
+    assert np.array_equal(derained, sdrl_online.derain_photograph(rainy, steps)[0])
+
+
+# ---- running over a photograph, and files
 
 
 @pytest.mark.parametrize("side, tile", [(256, 256), (257, 256), (300, 256), (1000, 256), (481, 320), (4000, 1024)])
@@ -270,14 +274,13 @@ def test_references_are_read_in_string_order(tmp_path):
     assert read[:, 0, 0, 0].tolist() == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
-def test_online_learns_from_the_expectation_or_from_fresh_references():
+def test_online_learns_from_fresh_references():
     rainy = smooth(40, 40)
     mask = np.zeros((40, 40), np.uint8)
     mask[::3, 5:30] = 255
-    learn = lambda **options: sdrl_online.derain_online(sdrl.fresh_model("Unet", 3, "cpu", True), rainy, mask, steps=3, **options)
-    sampled, again, mean = learn(), learn(), learn(target="mean", weigh=True, fuse=True, white=True)
-    assert np.array_equal(sampled, again) and not np.array_equal(sampled, mean)
-    assert (mean <= rainy).all()
+    learnt = lambda **options: sdrl_online.derain_online(sdrl.fresh_model("Unet", 3, "cpu"), rainy, mask, steps=3, **options)
+    first = learnt()
+    assert np.array_equal(first, learnt()) and not np.array_equal(first, learnt(seed=4))
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 8, 3), (2, 8, 9, 3), (8, 8, 3)])

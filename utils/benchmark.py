@@ -372,13 +372,13 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=run.number(int, 0), default=0, help="how many photographs; 0: all")
     parser.add_argument("--repeats", type=run.number(int, 1), default=3, help="how often each is measured")
     learning = parser.add_argument_group("sdrl only")
-    learning.add_argument("--recipe", nargs="+", default=["paper", "fast"], choices=["paper", "fast", "online"],
-                          help="what is run on each photograph; online: the fast recipe of sdrl_online.py")
+    learning.add_argument("--recipe", nargs="+", default=["paper", "fast"], choices=["paper", "fast"],
+                          help="what is run on each photograph")
     learning.add_argument("--every", type=run.number(int, 1), default=1, help="take every so many-th photograph")
     learning.add_argument("--size", type=size, help="width x height of the middle that is used, as in 240x160 (default: all)")
-    learning.add_argument("--steps", type=run.number(int, 0), default=0, help="stop after; 0: as many as the recipe asks for")
+    learning.add_argument("--steps", nargs="+", type=run.number(int, 0),
+                          help="how long to learn, each a run of its own; 0: not at all (default: as the recipe has it)")
     learning.add_argument("--backbone", default="Unet", help="network to train: Unet, ResNet, DnCNN, Restormer, DRSFormer")
     learning.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if there is one")
     learning.add_argument("--amp", action="store_true", help="mixed precision")
-    learning.add_argument("--compile", action="store_true", help="let torch compile the network first")
     run.start(main, parser)

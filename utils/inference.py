@@ -1,9 +1,5 @@
 """Running a network over a whole photograph, in tiles where it is large; shared by all learning stages."""
-import copy
-import sys
-
 import torch
-from tqdm import tqdm
 
 from utils.image import uint8_to_tensor
 
@@ -20,25 +16,6 @@ def mixed_precision(device, enabled):
     half = torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=enabled and half is torch.float16)
     return lambda: torch.autocast(device.type, dtype=half, enabled=enabled), scaler
-
-
-def compiled(model, x):
-    """The network as torch compiles it for training on inputs like x, with CUDA graphs on a GPU; its weights stay as they are.
-
-    Where it cannot be compiled (no C++ compiler, no Triton, ...) that is the network itself, and a line says so.
-    """
-    state = copy.deepcopy(model.state_dict())
-    try:
-        network = torch.compile(model, mode="reduce-overhead" if x.is_cuda else "default")
-        for _ in range(3):  # forward and backward are compiled when they first run; a graph is recorded in the second run
-            network(x).square().mean().backward()
-    except Exception as error:  # of very many kinds, all of which leave the network as usable as it was
-        text = next(iter(str(error).strip().splitlines()), "")
-        tqdm.write(f"--compile: not possible here, going on without ({type(error).__name__}: {text:.200})", file=sys.stderr)
-        network = model
-    model.zero_grad(set_to_none=True)
-    model.load_state_dict(state)  # the trial has moved the statistics of the batch norms
-    return network
 
 
 @torch.inference_mode()

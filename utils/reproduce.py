@@ -25,7 +25,7 @@ from utils.metrics import EXTRA
 from utils.tables import check_file, known, overview
 
 ROOT = Path(__file__).resolve().parent.parent
-FUSED = "LDGP + NSS, fused references"
+FUSED = {"paper": "LDGP + NSS, fused references", "fast": "rain layers + guided samples, fused references"}
 NEEDS = {"sdrl": "one image", "sdrl_online": "one image", "sdrl_all": "rainy images"}
 RECORD = "runs.json"  # in the folder of scores: what has been run on which files
 
@@ -90,15 +90,18 @@ class Record:
         write_bytes(self.path, json.dumps(self.entries, indent=1).encode())
 
 
-def references(folder):
-    """The stages that make masks and references of a data set."""
-    places = {name: folder / name for name in ("input", "ldgp", "sdr", "sdr(fuse)")}
-    paths = {name: f"{path.as_posix()}/" for name, path in places.items()}
-    ldgp = ["ldgp.py", f"--input_path={paths['input']}", f"--save_path={paths['ldgp']}"]
-    sdr = ["sdr.py", f"--input_path={paths['input']}", f"--ldgp_path={paths['ldgp']}", f"--save_path={paths['sdr']}",
-           f"--fuse_save_path={paths['sdr(fuse)']}"]
-    return [Stage(ldgp, [places["input"]], [places["ldgp"]]),
-            Stage(sdr, [places["input"], places["ldgp"]], [places["sdr"], places["sdr(fuse)"]])]
+def made(folder, recipe, name):
+    """Where masks, references or their means go, `name` being ldgp, sdr or sdr(fuse): each recipe has folders of its own."""
+    return folder / (name if recipe == "paper" else f"{name}_{recipe}")
+
+
+def references(folder, recipe):
+    """The stages that make masks and references of a data set, or what the fast recipe has in their place."""
+    source, masks, sdr, fused = folder / "input", *(made(folder, recipe, name) for name in ("ldgp", "sdr", "sdr(fuse)"))
+    paths = [f"--input_path={source.as_posix()}/", f"--recipe={recipe}"]
+    sdr_paths = [f"--ldgp_path={masks.as_posix()}/", f"--save_path={sdr.as_posix()}/", f"--fuse_save_path={fused.as_posix()}/"]
+    return [Stage(["ldgp.py", *paths, f"--save_path={masks.as_posix()}/"], [source], [masks]),
+            Stage(["sdr.py", *paths, *sdr_paths], [source, masks], [sdr, fused], (FUSED[recipe], NEEDS["sdrl"], fused))]
 
 
 def learning(folder, method, recipe, backbone, flags):
@@ -107,14 +110,17 @@ def learning(folder, method, recipe, backbone, flags):
     tag = "_".join([method, *(re.sub(r"[^\w.=-]+", "-", word.lstrip("-")) for word in what)])
     result, base = folder / f"result_{tag}", folder.as_posix()
     row = " ".join([f"{method}.py", *what]), NEEDS[method], result
-    command = [f"{method}.py", f"--rainy_data_path={base}/", f"--sdr_data_path={base}/sdr/", f"--backbone={backbone}"]
+    command = [f"{method}.py", f"--rainy_data_path={base}/", f"--backbone={backbone}"]
     if method != "sdrl_all":
-        reads = [folder / "input", folder / ("sdr" if method == "sdrl" else "ldgp")]
-        return [Stage([*command, f"--result_path={result.as_posix()}/", f"--recipe={recipe}", *flags], reads, [result], row)]
+        name = "sdr" if method == "sdrl" else "ldgp"
+        learnt_from = made(folder, recipe, name)
+        command += [f"--{'sdr_data' if name == 'sdr' else name}_path={learnt_from.as_posix()}/", f"--recipe={recipe}"]
+        return [Stage([*command, f"--result_path={result.as_posix()}/", *flags], [folder / "input", learnt_from], [result], row)]
     network = folder / f"network_{tag}"
     test = ["test_all.py", f"--data_path={base}/", f"--model_path={network.as_posix()}/model.pkl",
             f"--result_path={result.as_posix()}/", *(flag for flag in flags if flag.startswith("--device"))]
-    train = [*command, f"--model_save_dir={network.as_posix()}/", f"--result_path={network.as_posix()}/training/", *flags]
+    train = [*command, f"--sdr_data_path={base}/sdr/", f"--model_save_dir={network.as_posix()}/",
+             f"--result_path={network.as_posix()}/training/", *flags]
     return [Stage(train, [folder / "input", folder / "sdr"], [network]),
             Stage(test, [folder / "input", network], [result], row)]
 
@@ -170,14 +176,15 @@ def main(args):
     base = folder / "scores/scores"
     check_file(f"{base}.md")
     record = Record(folder / "scores" / RECORD)
-    rows = [(FUSED, NEEDS["sdrl"], str(folder / "sdr(fuse)"))]
-    extras, code = extra_scores(args.extra, "reproduce.py")
+    rows, (extras, code) = [], extra_scores(args.extra, "reproduce.py")
 
     recipes, backbones = args.recipe or ["paper"], args.backbones or ["Unet"]
     names = ["sdrl"] if args.methods is None else args.methods
     chosen = [learning(folder, method, recipe, backbone, args.flags) for method in names
               for recipe in (recipes if method != "sdrl_all" else recipes[:1]) for backbone in backbones]
-    for stage in [*references(folder), *(stage for stages in chosen for stage in stages)]:
+    kinds = dict.fromkeys([*(recipes if set(names) != {"sdrl_all"} else []), *["paper"] * ("sdrl_all" in names)])
+    made_first = [stage for recipe in kinds for stage in references(folder, recipe)]
+    for stage in [*made_first, *(stage for stages in chosen for stage in stages)]:
         code = max(code, run_stage(stage, record))
         rows += [tuple(map(str, stage.row))] * bool(stage.row)
     rows = list(dict.fromkeys(rows)) + [row for row in sorted(record.rows(), key=natural_order) if row not in rows]
