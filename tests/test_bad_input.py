@@ -346,7 +346,7 @@ ANY = {"seed": ["-1", "x", "1.5", "99999999999999999999"], "tile_size": ["0", "-
 NSS = {"sdr_num": ["0", "-1", "x", "100001"], "K": ["0", "-1", "1.5", "256"], "k": ["0", "-1", "2", "4", "257"],
        "pow": ["-0.5", "nan", "inf", "x"], "threshold": ["-1", "256"]}
 ALONE = {**ANY, "epoch": ["0", "-1"], "steps": ["-1"], "lr": ["-1", "nan", "inf", "1e31"], "average": ["-0.1", "1", "nan"],
-         "crop_size": ["-1", "x"]}
+         "crop_size": ["-1", "x"], "batch_size": ["0", "-1", "4097"]}
 NUMBERS = {
     LDGP: {"patch_size": ["0", "-1", "31", "8.5"], "kernel_size": ["0", "-1", "", "10001"]},
     SDR: {**NSS, "seed": ["-1", "x", "4294967296"]},
@@ -357,7 +357,7 @@ NUMBERS = {
     TEST: {"tile_size": ANY["tile_size"]},
 }
 OTHERS = {"help", "dataset", "device", "backbone", "recipe", "amp", "resume", "overwrite", "independent", "true_cells",
-          "model_save_dir", "compile"} | {name for name, value in RECIPES["paper"].items() if isinstance(value, (bool, str))}
+          "model_save_dir"} | {name for name, value in RECIPES["paper"].items() if isinstance(value, (bool, str))}
 
 
 @each_stage
@@ -393,6 +393,14 @@ def test_an_unknown_backbone(copy, command):
 
 def test_an_unknown_recipe(copy):
     complaint(stage(SDRL, "--recipe=slow", copy, ok=False), "argument --recipe: invalid choice: 'slow'", "paper", "fast")
+
+
+def test_epochs_of_the_recipe_that_has_none(copy):
+    before = files(copy)
+    for command in (SDRL, ONLINE):
+        done = stage(command, "--recipe=fast --epoch=3", copy, ok=False)
+        complaint(done, f"{command.split()[1]}: --epoch is of --recipe=paper; --recipe=fast is told", "--steps")
+        assert done.returncode == 1 and not done.stdout and files(copy) == before
 
 
 @pytest.mark.parametrize("command", [SDRL, ONLINE, ALL, TEST], ids=["sdrl.py", "sdrl_online.py", "sdrl_all.py", "test_all.py"])

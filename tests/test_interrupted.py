@@ -31,9 +31,9 @@ def words(command, flags=""):
     return shlex.split(f"{command} {flags}")[1:]
 
 
-def repeat(copy, how, times, command, flags=""):
-    """Run tests/killing.py; returns its counts."""
-    places = PLACES[command]
+def repeat(copy, how, times, command, flags="", places=None):
+    """Run tests/killing.py; returns its counts. places: folders that the command writes, if more than its results."""
+    places = places or PLACES[command]
     done = subprocess.run([sys.executable, KILLING, how, str(times), "7", str(copy), ",".join(places),
                            *words(command, f"{SHORT[command]} {flags}")], env={**os.environ, **ONE_THREAD}, capture_output=True,
                           text=True, timeout=PATIENCE)
@@ -53,6 +53,11 @@ def repeat(copy, how, times, command, flags=""):
                          ids=["ldgp.py-KILL", "sdr.py-KILL", "sdr.py-INT", "ldgp.py-TERM"])
 def test_ended_at_random_moments(copy, how, times, command):  # noqa: F811
     repeat(copy, how, times, command)
+
+
+def test_the_fast_recipe_ended_at_random_moments(copy):  # noqa: F811
+    shutil.rmtree(copy / DATA / "ldgp")
+    repeat(copy, "KILL", 8, ONLINE, "--recipe=fast --steps=0", [f"{DATA}/ldgp", f"{DATA}/result"])
 
 
 @pytest.mark.long

@@ -118,7 +118,8 @@ def test_a_method_without_any_result_does_not_stop_the_others(reproduce, data):
     reproduce(*SHORT, "--", "--steps=1")
     flags = "--methods", "sdrl_online", "--backbones", "DnCNN", "--", "--steps=1"
     done, started = reproduce(*flags, ok=False, stop="sdrl_online.py", code=1)
-    assert started == ["ldgp.py", "sdr.py", "sdrl_online.py"] and "no result of sdrl_online.py paper DnCNN --steps=1; see what" in done.stderr
+    assert started == ["ldgp.py", "sdr.py", "sdrl_online.py"]
+    assert "no result of sdrl_online.py paper DnCNN --steps=1; see what" in done.stderr
     assert ("sdrl.py fast DnCNN --steps=1", "mean of 3") in table(data)
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from ldgp import rain_layer, rain_mask
 from models import BACKBONES, build
 from sdr import GuidedSampler, fuse, sample_references
-from sdrl import RECIPES, read_references
+from sdrl import RECIPES, derain_by_own_rain, fast_options, fresh_model, read_references, recipe_settings
 from sdrl_all import Crops
 from utils.image import (list_images, natural_order, png_bytes, read_image, read_mask, read_note, tensor_to_uint8,
                          write_png)
@@ -326,6 +326,58 @@ def test_layers_and_masks_are_not_taken_for_each_other(copy, script):
     assert "2 images, 1 failed" in done.stdout and "failed: dataset/Rain100L/ldgp/rue.png: no note" in done.stderr
 
 
+def test_the_fast_recipe_from_the_shell(chain, script, tmp_path):
+    """From references on file and without, learning and not; the same command again does nothing again."""
+    place = tmp_path / "dataset/Rain100L"
+    shutil.copytree(chain[0] / "dataset/Rain100L/input", place / "input")
+    unlearnt = f"--recipe=fast --steps=0 --result_path={place}/unlearnt"
+    for command, flags in ((ONLINE, unlearnt), (LDGP, "--recipe=fast"), (SDR, "--recipe=fast --sdr_num=3"),
+                           (SDRL, "--recipe=fast --steps=2"), (ONLINE, unlearnt)):
+        done = from_shell(script, command, flags, tmp_path)
+        assert "2 images, 0 failed" in done.stdout and "moved to" not in done.stderr and "Warning" not in done.stderr
+        # sdrl_online.py has made the layers, as ldgp.py would
+        assert ("2 done before" in done.stdout) == (command == LDGP or len(files(place / "unlearnt")) == 2 and command == ONLINE
+                                                    and (place / "result").exists())
+    options = {**recipe_settings("fast", "Unet"), "seed": 3, "steps": 2}
+    torch.set_num_threads(1)
+    for stem in ("rue", "lac"):
+        rainy, fused = read_image(place / f"input/{stem}.png"), read_image(place / f"sdr(fuse)/{stem}.png")
+        assert np.array_equal(read_image(place / f"unlearnt/{stem}.png"), fused) and (fused <= rainy).all()
+        model = fresh_model("Unet", 3, "cpu", options["identity"])
+        mean = np.mean(read_references(place / "sdr" / stem, rainy, "", ""), axis=0, dtype=np.float32)
+        expected = derain_by_own_rain(model, rainy, mean, **fast_options(
+            {name: value for name, value in options.items() if name != "identity"}))
+        assert np.array_equal(read_image(place / f"result/{stem}.png"), expected)
+
+
+def test_the_recipes_do_not_learn_from_what_the_other_has_made(copy):
+    """One line for the run where the first is of the other recipe, one an image where another is; no result of it."""
+    place = copy / "dataset/Rain100L"
+    shutil.rmtree(place / "result")
+
+    def refused(command, flags, folder, words):
+        before = files(copy)
+        done = stage(command, f"--steps=1 {flags}", copy, ok=False)
+        assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith(f"{command.split()[1]}: dataset/Rain100L/{folder}: ") and words in done.stderr
+        assert files(copy) == before and not (place / "result").exists()
+
+    needs = "where --recipe={} needs one of its own".format
+    refused(SDRL, "--recipe=fast", "sdr/lac/0.png", f"no note, {needs('fast')} (guided); run sdr.py first")
+    refused(ONLINE, "--recipe=fast", "ldgp/lac.png", f"no note, {needs('fast')} (rain layer); run ldgp.py first")
+    paper = place / "sdr/lac"
+    paper.rename(copy / "kept")
+    stage(LDGP, "--recipe=fast", copy)
+    stage(SDR, "--recipe=fast --sdr_num=2", copy)
+    refused(SDRL, "", "sdr/lac/0.png", f"made with --recipe=fast (guided, scale 1), {needs('paper')}")
+    refused(ONLINE, "", "ldgp/lac.png", f"made with --recipe=fast (rain layer, scale 1), {needs('paper')}")
+    shutil.rmtree(place / "sdr/rue")
+    shutil.copytree(copy / "kept", place / "sdr/rue")
+    done = stage(SDRL, "--recipe=fast --steps=1", copy, ok=False)
+    assert "2 images, 1 failed" in done.stdout and "rue/0.png: no note" in done.stderr
+    assert set(files(place / "result")) == {"lac.png"}
+
+
 # --- backbones and flags -------------------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -366,14 +418,16 @@ def test_a_checkpoint_of_the_authors_is_a_unet(small):
 
 @pytest.mark.parametrize("flags, width", [
     ("--identity", 50), ("--identity --tile_size=256", 300), ("--identity --amp", 20), ("--identity --crop_size=16", 50),
-    ("--identity --average=0.9", 50), ("--identity --average=0.9 --crop_size=16", 50), ("--recipe=fast", 120),
-    ("--recipe=fast --crop_size=0", 120)])
+    ("--identity --average=0.9", 50), ("--identity --average=0.9 --crop_size=16 --batch_size=3", 50), ("--recipe=fast", 120),
+    ("--recipe=fast --crop_size=0 --tile_size=256 --amp", 300)])
 def test_the_identity_that_learns_nothing_is_the_input(tmp_path, flags, width):
     """Through every way of learning and of running the network: at a rate of 0 each gives the photograph back."""
     rainy = photograph(24, width, 4)
     place = data_set(tmp_path, fil=rainy)
     # The fast recipe lets the references take part in the result.
-    write_png(place / "sdr/fil/0.png", rainy if "fast" in flags else cv2.blur(rainy, (3, 3)))
+    note, reference = ("guided, scale 1", rainy) if "fast" in flags else ("", cv2.blur(rainy, (3, 3)))
+    (place / "sdr/fil").mkdir(parents=True)
+    (place / "sdr/fil/0.png").write_bytes(png_bytes(reference, note=note))
     stage(SDRL, f"{flags} --steps=2 --lr=0", tmp_path)
     assert np.array_equal(read_image(place / "result/fil.png"), rainy)
 
@@ -382,7 +436,7 @@ def test_flags_change_what_they_say(small):
     result = small / "dataset/Rain100L/result/bois.png"
     seen = set()
     for flags in ("--steps=3", "--epoch=1", "--epoch=2", "--steps=3 --average=0.9", "--steps=3 --crop_size=16",
-                  "--steps=3 --lr=0.01", "--recipe=fast --steps=3", "--recipe=fast --steps=3 --no-identity"):
+                  "--steps=3 --crop_size=16 --batch_size=2", "--steps=3 --lr=0.01"):
         stage(SDRL, flags, small)
         assert result.read_bytes() not in seen, flags
         seen.add(result.read_bytes())
@@ -390,6 +444,14 @@ def test_flags_change_what_they_say(small):
     assert result.read_bytes() in seen  # as --epoch=1 with two references
     stage(SDRL, "--steps=2 --tile_size=256 --device=cpu --recipe=paper", small)
     assert result.read_bytes() in seen
+
+
+def test_flags_change_what_they_say_of_the_fast_recipe(tmp_path):
+    result, seen = data_set(tmp_path, rue=photograph(40, 56, 1)) / "result/rue.png", set()
+    for flags in ("", "--no-identity", "--batch_size=1", "--crop_size=8", "--average=0", "--lr=0.01", "--steps=4", "--seed=4"):
+        stage(ONLINE, f"--recipe=fast --steps=3 --lr=0.003 --average=0.5 {flags}", tmp_path)
+        assert result.read_bytes() not in seen, flags
+        seen.add(result.read_bytes())
 
 
 # --- what lies in folders of photographs ---------------------------------------------------------------------------
@@ -598,7 +660,7 @@ RUNNING = {"device": "auto", "amp": False, "tile_size": 1024}
 LEARNING = {"backbone": "Unet", "seed": 3, **RUNNING, "overwrite": False}
 DATA = "./dataset/Rain100L/"
 ALONE = {"rainy_data_path": DATA, "sdr_data_path": DATA + "sdr/", "result_path": DATA + "result/", **LEARNING,
-         "recipe": "paper", "compile": False,
+         "recipe": "paper",
          **{name: tuple(recipe[name] for recipe in RECIPES.values()) for name in RECIPES["paper"]}}
 # Every flag with its default: one value, one for each recipe, or words for what follows from other flags.
 FLAGS = {

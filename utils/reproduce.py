@@ -115,7 +115,8 @@ def learning(folder, method, recipe, backbone, flags):
         name = "sdr" if method == "sdrl" else "ldgp"
         learnt_from = made(folder, recipe, name)
         command += [f"--{'sdr_data' if name == 'sdr' else name}_path={learnt_from.as_posix()}/", f"--recipe={recipe}"]
-        return [Stage([*command, f"--result_path={result.as_posix()}/", *flags], [folder / "input", learnt_from], [result], row)]
+        command += [f"--result_path={result.as_posix()}/", *flags]
+        return [Stage(command, [folder / "input", learnt_from], [result], row)]
     network = folder / f"network_{tag}"
     test = ["test_all.py", f"--data_path={base}/", f"--model_path={network.as_posix()}/model.pkl",
             f"--result_path={result.as_posix()}/", *(flag for flag in flags if flag.startswith("--device"))]
