@@ -121,7 +121,7 @@ def load_example(dataset, stem):
 
 def masks(examples):
     """What LDGP and NSS make of each photograph, a row each."""
-    labels = "rainy photograph", "rain mask (LDGP)", "one of the SDRs (NSS)", "mean of the SDRs"
+    labels = "rainy photograph", "likely rain", "one of the SDRs", "mean of the SDRs"
     return grid([[one.rainy, one.mask, one.references[0], one.fused] for one in examples], labels)
 
 
@@ -163,7 +163,7 @@ def scheme(example):
         show(example.references[behind], across[2] + 10 * behind, top - 10 * behind, None)
     show(example.references[0], across[2], top, f"{example.number} stochastic references y")
     show(example.rainy, across[0], top, "rainy photograph x")
-    show(example.mask, across[1], top, "rain mask")
+    show(example.mask, across[1], top, "likely rain")
     show(example.derained, across[2], below, "derained photograph f(x)")
 
     first, second = (left - (across[1] - across[0] - wide) // 2 for left in across[1:])
@@ -249,7 +249,7 @@ def load_columns(dataset, stem, results):
     dataset = Path(dataset)
     inputs = list_images(dataset / "input")
     path = companion(inputs, dataset / "input" / stem, dataset / "input", "name one that is there")
-    optional = {"rain mask": dataset / "ldgp", "fused reference": dataset / "sdr(fuse)"}
+    optional = {"likely rain": dataset / "ldgp", "fused reference": dataset / "sdr(fuse)"}
     columns = {"rainy": read_image(path)}
 
     def add(label, found, name, folder, hint=None):
@@ -266,8 +266,8 @@ def load_columns(dataset, stem, results):
         add(label, list_images(folder, hint), path.stem, folder, hint)
     targets = list_images(dataset / "target", optional=True)
     add("target", targets, target_stem(targets, path.stem), dataset / "target")
-    if "rain mask" in columns:
-        columns["rain mask"] = columns["rain mask"][..., 0]
+    if "likely rain" in columns:
+        columns["likely rain"] = columns["likely rain"][..., 0]
     return columns
 
 
