@@ -34,6 +34,8 @@ TRANSFORMERS = {"lr": 3e-4, "steps": 150}
 LOOK_EVERY = {"cpu": 1, "gpu": 100}  # steps between looks at whether the loss is finite, each of which a GPU has to wait for
 FAINTEST = 3  # grey levels: fainter rain is not used again as self-made rain
 FACTORS = 0.6, 1.5  # self-made rain is the photograph's own, times a factor between these
+DENSITY = 4  # grey levels: fainter rain, by its mean, is laid over itself, up to four times, or it would teach nothing
+LEARNT = 0.4  # a network that takes off a smaller share of the light than this, against what was found, has learnt nothing yet
 TRUST = 1 / 3  # the network's share of the light that is taken off; the rest is what was taken off before it learnt
 
 
@@ -88,8 +90,8 @@ def derain_by_own_rain(model, rainy, fused, steps, scale=1, own=None, tile_size=
     The references are turned round: not stochastic references of one rainy image, but stochastic rainy images of one
     reference, the photograph without what the guided samples took off. The rain is what they took off, found elsewhere in
     the photograph. So the network learns from the scene itself which of its lines are no rain. Then it sees the photograph;
-    of the change only what rain can have made counts, the same light in all channels, and the mean of that and of what the
-    samples took off is taken off. model: as `derain`'s, trained in place, starting at the identity. rainy: (H, W, 3) uint8
+    of the change only what rain can have made counts, the same light in all channels. A third of that and two thirds of what
+    the samples took off are taken off, or only the latter where the network has not learnt to take off anything. model: as `derain`'s, trained in place, starting at the identity. rainy: (H, W, 3) uint8
     BGR; fused: the same shape, uint8 or float: the mean of guided samples. steps: 0 for `fused` as it is. scale: by how
     much the photograph is to be shrunk, as from `ldgp.thin_scale`. own: parameters of `own_rain`. options: as `fit`'s.
     Returns (H, W, 3) uint8 BGR. Raises ValueError where shapes do not match, and as `fit` and `infer` do.
@@ -105,24 +107,27 @@ def derain_by_own_rain(model, rainy, fused, steps, scale=1, own=None, tile_size=
     trained = fit(model, itertools.islice(pairs, steps), FusedAdam, F.l1_loss, **options)
     output = infer(trained, small, tile_size, options.get("amp", False)).cpu()
     learnt = 255 * (uint8_to_tensor(small) - output).amin(dim=1)[0].clamp(min=0).numpy()
-    return take_off(rainy, TRUST * learnt + (1 - TRUST) * found)
+    trust = TRUST if learnt.mean() > LEARNT * found.mean() else 0
+    return take_off(rainy, trust * learnt + (1 - trust) * found)
 
 
 def own_rain(scene, rain, crop_size=64, batch_size=2, seed=3):
     """Yield batches of (the scene with rain, the scene), (N, 3, crop, crop) each, for ever.
 
     scene: (1, 3, H, W) in [0, 1], RGB; rain: (H, W) in [0, 1], of which windows from anywhere, turned by half a turn or not
-    and times a random factor, are added to windows of the scene.
+    and times a random factor, are added to windows of the scene; several to one where rain is sparse.
     """
     random = np.random.default_rng(seed)
     rain = torch.where(rain > FAINTEST / 255, rain, 0)[None, None]
+    layers = min(max(round(DENSITY / 255 / max(float(rain.mean()), 1e-6)), 1), 4)
     shape, crop_size = scene.shape[2:], crop_size or max(scene.shape)
     while True:
         scenes, rains = [], []
         for _ in range(batch_size):
             scenes.append(scene[crop_window(shape, crop_size, random)])
-            added = rain[crop_window(shape, crop_size, random)]
-            rains.append((added.flip(2, 3) if random.random() < 0.5 else added) * random.uniform(*FACTORS))
+            windows = (rain[crop_window(shape, crop_size, random)] for _ in range(layers))
+            rains.append(sum((window.flip(2, 3) if random.random() < 0.5 else window) * random.uniform(*FACTORS)
+                             for window in windows))
         y = torch.cat(scenes)
         yield (y + torch.cat(rains)).clamp(max=1), y
 

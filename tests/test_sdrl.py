@@ -191,11 +191,19 @@ def test_learning_is_repeatable_and_left_out_with_no_steps():
         learn(rainy, fused[1:])
 
 
-def test_no_learning_leaves_a_share_of_what_was_known():
-    """At a rate of 0 the network takes nothing off, and its share of the light is lost."""
+def test_a_network_that_has_learnt_nothing_is_not_asked():
+    """At a rate of 0 the network takes nothing off, and what the samples took off is left as it is."""
     rainy, fused = by_own_rain()
-    taken = rainy.astype(float) - learn(rainy, fused, lr=0)
-    assert np.array_equal(taken, np.rint((1 - sdrl.TRUST) * (rainy - fused)))
+    assert np.array_equal(learn(rainy, fused, lr=0), fused)
+
+
+def test_sparse_rain_is_laid_over_itself():
+    scene, rain = torch.zeros(1, 3, 32, 32), torch.zeros(32, 32)
+    for streaks, layers in ((1, 4), (16, 1)):
+        rain[:, :streaks] = 0.1  # a mean of 0.8 or 12.75 grey levels
+        pairs = sdrl.own_rain(scene, rain, crop_size=32, batch_size=1)
+        added = np.mean([float(next(pairs)[0].mean()) for _ in range(50)]) / float(rain.mean())
+        assert abs(added / layers - 1.05) < 0.1  # 1.05: the mean of the factors
 
 
 def test_a_large_photograph_keeps_its_details():
