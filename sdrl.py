@@ -91,9 +91,11 @@ def derain_by_own_rain(model, rainy, fused, steps, scale=1, own=None, tile_size=
     reference, the photograph without what the guided samples took off. The rain is what they took off, found elsewhere in
     the photograph. So the network learns from the scene itself which of its lines are no rain. Then it sees the photograph;
     of the change only what rain can have made counts, the same light in all channels. A third of that and two thirds of what
-    the samples took off are taken off, or only the latter where the network has not learnt to take off anything. model: as `derain`'s, trained in place, starting at the identity. rainy: (H, W, 3) uint8
-    BGR; fused: the same shape, uint8 or float: the mean of guided samples. steps: 0 for `fused` as it is. scale: by how
-    much the photograph is to be shrunk, as from `ldgp.thin_scale`. own: parameters of `own_rain`. options: as `fit`'s.
+    the samples took off are taken off, or only the latter where the network has not learnt to take off anything.
+
+    model: as `derain`'s, trained in place, starting at the identity. rainy: (H, W, 3) uint8 BGR; fused: the same shape,
+    uint8 or float, the mean of guided samples. steps: 0 for `fused` as it is. scale: by how much the photograph is to be
+    shrunk, as from `ldgp.thin_scale`. own: parameters of `own_rain`. options: as `fit`'s.
     Returns (H, W, 3) uint8 BGR. Raises ValueError where shapes do not match, and as `fit` and `infer` do.
     """
     if fused.shape != rainy.shape:
