@@ -339,7 +339,7 @@ class GuidedSampler(Draws):
 
 
 class ScaledSampler:
-    """Guided samples of a photograph whose rain is thin only at a smaller scale; the methods are those of `GuidedSampler`.
+    """Guided samples of a photograph whose rain is thin only at a smaller scale: `GuidedSampler` there.
 
     They are drawn there. The light that they take off is enlarged and taken off the photograph, which keeps its details.
     image: (H, W, 3) uint8 BGR; layer: (H, W) uint8; scale: by how much both are shrunk, from 1 on, where nothing changes.
@@ -352,9 +352,6 @@ class ScaledSampler:
     def references(self, sdr_num=50, seed=0, independent=False):
         yield from map(self.enlarged, self.sampler.references(sdr_num, seed, independent))
 
-    def fresh(self, random=None):
-        return self.enlarged(self.sampler.fresh(random))
-
     def expectation(self):
         return self.enlarged(self.sampler.expectation())
 
@@ -366,31 +363,11 @@ class ScaledSampler:
         """The photograph less what its small version has lost: the same off each channel, as far as it goes. Of one type."""
         if self.small.shape == self.image.shape:
             return derained
-        if not isinstance(derained, np.ndarray):
-            return self._enlarged_tensor(derained)
         lost = (self.small - derained.astype(np.float32)).max(axis=2)  # of the channels, one that was not cut off at 0
         if derained.dtype == np.uint8:
             return take_off(self.image, lost)
         lost = cv2.resize(lost, self.image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         return np.maximum(self.image - np.maximum(lost, 0)[..., None], 0)
-
-    def _enlarged_tensor(self, derained):
-        import torch
-
-        lost = (self.small - derained.float()).amax(dim=2)[None, None]
-        lost = torch.nn.functional.interpolate(lost, size=self.image.shape[:2], mode="bicubic").clamp(min=0)
-        larger = (self.image - lost[0, 0, :, :, None]).clamp(min=0)
-        return larger if derained.is_floating_point() else larger.round().byte()
-
-    def to(self, device):
-        """The same sampler on a torch device, as `Draws.to` has it."""
-        import torch
-
-        there = copy.copy(self)
-        there.image, there.small = (torch.from_numpy(np.ascontiguousarray(image)).to(device)
-                                    for image in (self.image, self.small))
-        there.sampler = self.sampler.to(device)
-        return there
 
 
 def sample_references(image, mask, sdr_num=50, seed=0, independent=False, **parameters):

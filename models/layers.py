@@ -1,7 +1,6 @@
 """Pieces that several backbones share: padding to a multiple, convolution blocks, and the four-level transformer
 that Restormer and DRSFormer have in common."""
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 

@@ -5,7 +5,6 @@
 Each run is a fork of this process, which has loaded the libraries, so that it takes no longer than its work. Prints counts as
 JSON.
 """
-import io
 import json
 import os
 import random

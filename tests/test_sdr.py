@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
+import cv2
 import literal
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdr
-from sdr import Fusion, GuidedSampler, Sampler, fuse, sample_references, write_references
+from sdr import Fusion, GuidedSampler, Sampler, ScaledSampler, fuse, sample_references, write_references
 from utils.image import ImageError, read_image, read_mask, write_bytes, write_png
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -485,6 +486,21 @@ def test_guided_samples_change_brightness_only():
         assert np.abs(change - change[..., :1]).max() < 1e-4 and one.min() > 0
     black = np.zeros((8, 9, 3), np.uint8)
     assert np.array_equal(GuidedSampler(black, speckled(0, 8, 9)).expectation(), black)
+
+
+def test_a_large_photograph_is_sampled_small_and_keeps_its_details():
+    """At scale 1 it is the guided sampler; at 2 the light is enlarged, the same off each channel, and fine checks stay."""
+    image, layer = colours(8, 24, 30) // 2 + 90, np.minimum(speckled(8, 24, 30), 40)  # no channel is cut off
+    assert np.array_equal(ScaledSampler(image, layer).expectation(), GuidedSampler(image, layer).expectation())
+    checks = np.where(np.indices((48, 60)).sum(axis=0) % 2, 20, -20)[..., None]  # of no mean in 2x2 pixels
+    large = (np.kron(image, np.ones((2, 2, 1), np.uint8)) + checks).astype(np.uint8)
+    sampler = ScaledSampler(large, np.kron(layer, np.ones((2, 2), np.uint8)), 2)
+    small = GuidedSampler(image, layer).expectation()
+    for one in (sampler.fused(), *sampler.references(2)):
+        taken = large.astype(int) - one
+        assert one.dtype == np.uint8 and (taken == taken[..., :1]).all() and taken.min() >= 0
+    expected = cv2.resize((image - small).max(axis=2), (60, 48), interpolation=cv2.INTER_CUBIC).clip(0)
+    assert expected.max() > 20 and np.abs(large - sampler.expectation() - expected[..., None]).max() < 1e-3
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
