@@ -164,9 +164,9 @@ class Progress:
         count = f" ({self.count} of {self.number})" if self.unit == "step" else ""
         self.bar.set_description(f"{self.name} {one_line(path.name)}{count}")
 
-    def reset(self, total):
-        """How many steps this photograph takes."""
-        self.total = total
+    def reset(self, total, faster=""):
+        """How many steps this photograph takes. faster: what to do instead, said where all of them would take over an hour."""
+        self.total, self.faster = total, faster if self.count == 1 else ""
         self.bar.reset(total)
 
     def step(self, loss):
@@ -174,6 +174,12 @@ class Progress:
         self.steps += 1
         self.bar.update()
         now = time.perf_counter()
+        if self.steps == 1:
+            self.first = now
+        if self.steps == 4 and self.faster and self.shown:
+            hours = (now - self.first) / 3 * self.total * self.number / 3600
+            if hours > 1:
+                tqdm.write(f"{self.name}: about {hours:.0f} hours for {self.number} photographs; {self.faster}", file=sys.stderr)
         if self.shown and now - self.looked > 0.25:
             self.looked = now
             self.bar.set_postfix_str(f"loss {float(loss):.2e}", refresh=False)
