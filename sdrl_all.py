@@ -65,24 +65,25 @@ class OwnRain(Crops):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.scene = lru_cache(self.read.cache_parameters()["maxsize"])(self.mean_reference)
+        self.known = lru_cache(self.read.cache_parameters()["maxsize"])(self.scene_and_rain)
 
-    def mean_reference(self, index):
-        total = sum(read_image(path).astype(np.float32) for path in self.images[index][1])
-        return np.rint(total / len(self.images[index][1])).astype(np.uint8)
+    def scene_and_rain(self, index):
+        """What is known of a photograph without rain, (H, W, 3) uint8, and of its rain, (H, W, 1) float32, in grey levels."""
+        path, references = self.images[index]
+        total = sum(read_image(reference).astype(np.float32) for reference in references)
+        scene = np.rint(total / len(references)).astype(np.uint8)
+        rain = light_between(read_image(path), scene)
+        return scene, (rain * (rain > FAINTEST))[..., None]
 
     def __getitem__(self, name):
         epoch, index = name
         random = np.random.default_rng((self.seed, epoch, index))
-        scene, = self.crop([self.scene(index)], random)
-        other = int(random.integers(len(self)))
-        light = light_between(self.read(self.images[other][0]), self.scene(other))
-        light *= light > FAINTEST
-        rain = np.zeros(scene.shape[:2], np.float32)
-        for _ in range(min(max(round(DENSITY / max(light.mean(), 0.01)), 1), 4)):  # sparse rain is laid over itself
-            square, = self.crop([light[..., None]], random)
-            rain += square[:: 1 if random.random() < 0.5 else -1, :, 0] * random.uniform(*FACTORS)
-        rainy = np.minimum(scene + rain[..., None], 255).astype(np.uint8)
+        scene, = self.crop([self.known(index)[0]], random)
+        rain, total = self.known(int(random.integers(len(self))))[1], 0
+        for _ in range(min(max(round(DENSITY / max(rain.mean(), 0.01)), 1), 4)):  # sparse rain is laid over itself
+            square, = self.crop([rain], random)
+            total += (square[::-1] if random.random() < 0.5 else square) * random.uniform(*FACTORS)
+        rainy = np.minimum(scene + total, 255).astype(np.uint8)
         crops = np.stack([rainy, scene])
         return np.ascontiguousarray(crops[:, :, ::-1] if random.random() < 0.5 else crops)
 

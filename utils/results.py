@@ -3,6 +3,7 @@
 As `make` has it, a result is done if it is there and not older than what it was made from. Results of another run are moved
 to a sub-folder earlier-1/, earlier-2/, ..., with one line that says so: a folder holds the results of one run.
 """
+import contextlib
 import itertools
 import json
 import os
@@ -124,10 +125,11 @@ class Results:
         if not paths:
             return
         aside = next(path for path in (self.folder / f"earlier-{number}" for number in itertools.count(1)) if not path.exists())
-        aside.mkdir()
+        aside.mkdir(exist_ok=True)
         shutil.copyfile(self.folder / RUN, aside / RUN)
         for path in paths:
-            path.rename(aside / path.name)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                path.rename(aside / path.name)
         text = f"{self.run['stage']}: {self.folder}: {len(paths)} results {why} moved to {aside}"
         tqdm.write(one_line(text), file=sys.stderr)
 

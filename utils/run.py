@@ -179,7 +179,8 @@ class Progress:
         if self.steps == 4 and self.faster and self.shown:
             hours = (now - self.first) / 3 * self.total * self.number / 3600
             if hours > 1:
-                tqdm.write(f"{self.name}: about {hours:.0f} hours for {self.number} photographs; {self.faster}", file=sys.stderr)
+                text = f"{self.name}: about {hours:.0f} hours for {self.number} photographs; {self.faster}"
+                tqdm.write(text, file=sys.stderr)
         if self.shown and now - self.looked > 0.25:
             self.looked = now
             self.bar.set_postfix_str(f"loss {float(loss):.2e}", refresh=False)
