@@ -174,7 +174,7 @@ class Progress:
         self.bar.update(done)
 
     def step(self, loss):
-        """A step is done. loss: a tensor or number; a GPU is asked for its value four times a second, since it has to wait for that."""
+        """A step is done. loss: a tensor or number, looked at four times a second, since a GPU has to wait for that."""
         self.steps += 1
         self.bar.update()
         now = time.perf_counter()
