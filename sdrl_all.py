@@ -16,7 +16,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from tqdm import tqdm
 
 from sdrl import DENSITY, FACTORS, FAINTEST, Recipe, averaged, crop_window, fresh_model, light_between
 from test_all import derain_with
@@ -176,7 +175,9 @@ def main(args):
     loader = DataLoader(crops, max(args.batch_size // world, 1), sampler=order, num_workers=args.workers,
                         pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
     (autocast, scaler), trained = mixed_precision(device, args.amp), DistributedDataParallel(model) if world > 1 else model
-    began, bar = time.perf_counter(), tqdm(total=args.epoch, initial=first, unit="epoch", disable=None if rank == 0 else True)
+    began, progress = time.perf_counter(), run.Progress("sdrl_all.py", 1, "epoch", shown=rank == 0)
+    progress.begin(network)
+    progress.reset(args.epoch, done=first)
     for epoch in range(first, args.epoch):
         order.set_epoch(epoch)
         for group in optimizer.param_groups:
@@ -202,8 +203,7 @@ def main(args):
         if not math.isfinite(losses[-1][0]):
             raise ImageError(f"{network}: left as it was, since the loss became NaN or infinite in epoch {epoch + 1}; use a "
                              "smaller --lr" + " or leave out --amp" * args.amp)
-        bar.update()
-        bar.set_postfix_str(f"loss {losses[-1][0]:.2e}", refresh=False)
+        progress.step(losses[-1][0])
         if rank == 0 and ((epoch + 1) % args.save_every == 0 or epoch + 1 == args.epoch):
             about = {"recipe": args.recipe, "backbone": args.backbone, "identity": identity, "epoch": epoch + 1}
             more = {"mean": mean.state_dict()} if mean else {}
@@ -211,7 +211,7 @@ def main(args):
             write_bytes(folder / "loss.csv", "\n".join(["epoch,loss,seconds", *lines, ""]).encode())
             checkpoint.save(network, mean.module if mean else model, **about)  # before the progress: a kill in between costs
             checkpoint.save(resume, model, optimizer=optimizer.state_dict(), losses=losses, **about, **more)  # some epochs
-    bar.close()
+    progress.close()
     if rank == 0:
         print(f"sdrl_all.py: {len(pairs)} images, {failed} failed, {max(args.epoch - first, 0)} epochs in "
               f"{time.perf_counter() - began:.0f} s, network in {network}")

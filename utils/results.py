@@ -44,7 +44,7 @@ def check_made_for(folder, images, recipe, hint):
     if made_by != recipe:
         raise ImageError(f"{folder}: made with --recipe={made_by}, where --recipe={recipe} needs its own; {hint}")
     source = run.get("made_from", {}).get("input")
-    if source and os.path.realpath(Path(folder, source)) != os.path.realpath(images):
+    if isinstance(source, str) and os.path.realpath(Path(folder, source)) != os.path.realpath(images):
         raise ImageError(f"{folder}: made from the photographs in {Path(os.path.normpath(Path(folder, source)))}, "
                          f"not from those in {images}; {hint}")
 

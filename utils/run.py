@@ -101,9 +101,9 @@ def each_image(images, work, results=(), unit="image", failed=0, unread=True):
     """Call work(path, progress) for every photograph whose results are not done, go on after a failure, end with one line.
 
     images: {stem: path} of `list_images`. results: `utils.results.Results`, or what has their folder, prepare, done and
-    claim. unit: of the progress that is shown, "image" or "step"; see `Progress`. failed: how many failed before. unread:
-    whether to name what lies beside the photographs and is not read. What work returns, if anything, is counted in the last
-    line. Under torchrun the photographs are dealt out to the processes.
+    claim. unit: of the progress that is shown, "image" or "step". failed: how many failed before. unread: whether to name
+    what lies beside the photographs and is not read. What work returns, if anything, is counted in the last line.
+    Under torchrun the photographs are dealt out to the processes.
     Returns the exit code: 0, or 1 where a photograph failed. Raises ImageError for a folder that cannot take results, and
     OSError where one no longer can.
     """
@@ -162,16 +162,20 @@ class Progress:
     def begin(self, path):
         self.path, self.count, self.began, self.steps, self.total = path, self.count + 1, time.perf_counter(), 0, 0
         self.said = self.looked = self.began
-        count = f" ({self.count} of {self.number})" if self.unit == "step" else ""
+        count = f" ({self.count} of {self.number})" if self.unit != "image" else ""
         self.bar.set_description(f"{self.name} {one_line(path.name)}{count}")
 
-    def reset(self, total, faster=""):
-        """How many steps this photograph takes. faster: what to do instead, said where all of them would take over an hour."""
-        self.total, self.faster = total, faster if self.count == 1 else ""
+    def reset(self, total, faster="", done=0):
+        """How many steps this photograph takes, and how many of them are done.
+
+        faster: what to do instead, which is said where all photographs would take more than an hour.
+        """
+        self.total, self.faster, self.steps = total, faster if self.count == 1 else "", done
         self.bar.reset(total)
+        self.bar.update(done)
 
     def step(self, loss):
-        """A step is done. loss: a tensor; a GPU is asked for its value four times a second, since it has to wait for that."""
+        """A step is done. loss: a tensor or number; a GPU is asked for its value four times a second, since it has to wait for that."""
         self.steps += 1
         self.bar.update()
         now = time.perf_counter()
@@ -187,7 +191,7 @@ class Progress:
             self.bar.set_postfix_str(f"loss {float(loss):.2e}", refresh=False)
             if self.lines and now - self.said > 30:
                 self.said = now
-                self.say(f"step {self.steps} of {self.total}, loss {float(loss):.2e}")
+                self.say(f"{self.unit} {self.steps} of {self.total}, loss {float(loss):.2e}")
 
     def end(self, remark):
         if self.unit == "image":
