@@ -163,11 +163,14 @@ def read_losses(path):
     """The points (epoch, loss) of a loss.csv. Raises ImageError for a file that is missing or another."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return [(int(row["epoch"]), float(row["loss"])) for row in csv.DictReader(file)]
+            points = [(int(row["epoch"]), float(row["loss"])) for row in csv.DictReader(file)]
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; sdrl_all.py writes it to its --model_save_dir") from None
     except (KeyError, TypeError, ValueError, csv.Error):
         raise ImageError(f"{path}: not a loss.csv of sdrl_all.py, with columns epoch and loss; name another file") from None
+    if not points:
+        raise ImageError(f"{path}: no epoch in it yet; wait for the first checkpoint, see --save_every of sdrl_all.py")
+    return points
 
 
 def draw_curve(losses):
