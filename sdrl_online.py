@@ -64,7 +64,7 @@ def main(args):
     results = Results("sdrl_online.py", args.result_path or data / "result", settings, {"input": source, "ldgp": masks_path},
                       lambda path: [path, masks.get(path.stem, path)], overwrite=args.overwrite)
     missing = [path for stem, path in images.items() if stem not in masks]
-    if missing and can_write and run.ranks()[0] == 0:
+    if missing and can_write and not read_run(masks_path) and run.ranks()[0] == 0:
         made.prepare(missing)
 
     def mask_of(path, rainy):
