@@ -17,6 +17,8 @@ from utils.image import (ImageError, check_image, check_size, list_images, photo
 from utils.inference import model_device
 from utils.results import Results, check_made_for, read_run
 
+MASKS = {"patch_size": 80, "kernel_size": 10, "true_cells": False}  # how ldgp.py makes them where it is told nothing else
+
 
 def derain_online(model, rainy, mask, recipe=PAPER, sdr_num=50, nss=None, report=None):
     """Train a fresh network on one rainy image against references that it draws itself, a new one in every step.
@@ -56,7 +58,8 @@ def main(args):
             f'--save_path="{masks_path}"')
     check_made_for(masks_path, source, args.recipe, hint)
     masks = list_images(masks_path, optional=True)
-    how = read_run(masks_path).get("settings", {"recipe": args.recipe})  # missing ones are made as the others were
+    how = {"recipe": "fast"} if fast else {"recipe": "paper", **MASKS}
+    how = read_run(masks_path).get("settings", how)  # missing ones are made as the others were
     made = Results("ldgp.py", masks_path, how, {"input": source}, flag="--ldgp_path")
     can_write = os.access(next(part for part in (masks_path, *masks_path.parents) if part.exists()), os.W_OK)
     settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}
