@@ -1,5 +1,4 @@
 """The stages from end to end: the real scripts with the README's commands on tiny images, as a user runs them."""
-import argparse
 import os
 import re
 import shlex
@@ -16,11 +15,11 @@ from ldgp import rain_layer, rain_mask
 from models import BACKBONES, build
 from sdr import ScaledSampler, fuse, sample_references
 from sdrl import FAST, PAPER
-from utils.image import list_images, read_image, read_mask, tensor_to_uint8
+from utils.image import read_image, read_mask, tensor_to_uint8
 from utils.inference import infer
 
-from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PLACES, ROOT, SDR, SDRL, SHORT, STAGES, TEST, complaints,
-                      data_set, each_stage, files, from_shell, name_of, photograph, results, stage, write_png)
+from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PLACES, ROOT, SDR, SDRL, SHORT, STAGES, TEST, data_set,
+                      each_stage, files, from_shell, name_of, photograph, results, stage, write_png)
 
 
 # ---- the chain of the README
@@ -93,7 +92,8 @@ def test_from_the_shell_with_targets_gives_the_same_bytes(chain, script, tmp_pat
         now, expected = results(tmp_path, command), chain[2][command]
         assert {name: data for name, data in now.items() if not name.endswith("pkl")} == {
             name: data for name, data in expected.items() if not name.endswith("pkl")}, command
-    networks = [torch.load(place / "result_all/Rain100L/model.pkl", weights_only=True)["model"] for place in (chain[0], tmp_path)]
+    networks = [torch.load(place / "result_all/Rain100L/model.pkl", weights_only=True)["model"]
+                for place in (chain[0], tmp_path)]
     assert all(torch.equal(*both) for both in zip(*(network.values() for network in networks)))
     assert files(tmp_path / DATA / "target") == before
 
