@@ -98,7 +98,7 @@ class Results:
                              "replace what is there with --overwrite")
         elif found and found != self.run:
             ours = [path for path in self.folder.iterdir() if (path.suffix == self.suffix if self.suffix else path.is_dir())]
-            self.set_aside([path for path in ours if not path.name.startswith((".", "earlier-"))],
+            self.set_aside([path for path in ours if not path.name.startswith(".") and not (path / RUN).exists()],
                            f"of another run ({difference(found, self.run)})")
         else:
             self.set_aside([self.path(image) for image in images if self.path(image).exists() and not self.done(image)],
