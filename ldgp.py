@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from utils import run
-from utils.image import LAYER, ImageError, list_images, png_bytes, read_image, shrink
+from utils.image import LAYER, ImageError, check_image, list_images, png_bytes, read_image, shrink
 from utils.record import Record
 
 CELL = 8  # pixels; the cells, blocks and bins of Dalal and Triggs' descriptor as the paper uses it
@@ -111,9 +111,10 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
     for the rain's direction, at least 32. kernel_size: the shortest vertical run, in pixels, that counts as a streak.
     exchange_cells: as in the published masks; False credits each histogram to the cell that it was measured in.
     Returns (H, W) uint8, high where rain is likely; grey values on the edges come from rotating back.
-    Raises ImageError for a side below 32 pixels and for OpenCV 5, ValueError for sizes below these.
+    Raises ImageError for a side below 32 pixels and for OpenCV 5, ValueError for other arrays and for sizes below these.
     """
     check_opencv()
+    check_image(image)
     if kernel_size < 1:  # OpenCV would take an empty kernel as one of 3x3
         raise ValueError(f"kernel_size must be at least 1, not {kernel_size}")
     degrees = rotation(dominant_angle(image, patch_size, exchange_cells))

@@ -29,8 +29,27 @@ def derain_online(model, rainy, mask, epoch=100, steps=0, sdr_num=50, nss=None, 
     options: as `sdrl.learn_references`'. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
     """
     device = model_device(model)
-    sampler, random = Sampler(rainy, mask, **(nss or {})).to(device), torch.Generator(device).manual_seed(seed)
-    return learn_references(model, rainy, lambda step: sampler.fresh(random), steps or epoch * sdr_num, seed=seed, **options)
+    references = fresh_references(Sampler(rainy, mask, **(nss or {})), torch.Generator(device).manual_seed(seed))
+    return learn_references(model, rainy, lambda step: next(references), steps or epoch * sdr_num, seed=seed, **options)
+
+
+def fresh_references(sampler, random):
+    """Yield SDRs without end, tensors (H, W, 3) uint8, in which every pixel draws for itself by the weights of NSS.
+
+    sampler: an `sdr.Sampler`. random: a torch.Generator, on whose device all is held and drawn.
+    """
+    def there(array):
+        return torch.from_numpy(array).to(random.device)
+
+    flat, shift = there(sampler.flat), there(sampler.shift)
+    chunks = [(there(pixels), there(cumulative)) for pixels, cumulative in sampler.chunks()]
+    while True:
+        reference = flat.clone()
+        for pixels, cumulative in chunks:
+            uniforms = torch.rand(len(pixels), dtype=torch.float64, device=random.device, generator=random)
+            place = (cumulative <= uniforms).sum(dim=0)
+            reference[pixels] = flat[pixels + shift[place]]
+        yield reference.reshape(sampler.image.shape)
 
 
 def derain_photograph(rainy, steps=0, backbone="Unet", device="cpu", seed=3, report=None):

@@ -218,7 +218,7 @@ def measure_sdr(args):
             growth(f"{name}, against size, one core, photograph {stem} tiled", prepare, args.repeats)
     whole_script(images, masks)
     large_table(image)
-    fresh_table({"NSS": Sampler(image, mask), "guided samples": GuidedSampler(image, layer)}, args.repeats)
+    fresh_table(Sampler(image, mask), args.repeats)
 
 
 def sample(sampler, number=50):
@@ -325,22 +325,20 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def fresh_table(samplers, repeats):
-    """A reference drawn afresh, as a network that learns from draws asks for in every step. samplers: {recipe: sampler}."""
-    row = table("A fresh reference, all cores", ("with", 60), ("median", 12))
-    for recipe, sampler in samplers.items():
-        random = np.random.RandomState(0)
-        sampler.fresh(random)  # makes the tables
-        row(f"{recipe}, NumPy", scaled(seconds(lambda: sampler.fresh(random), 10 * repeats)))
-        if not find_spec("torch"):
-            continue
-        import torch
+def fresh_table(sampler, repeats):
+    """A reference drawn afresh, as a network that learns from draws asks for in every step."""
+    if not find_spec("torch"):
+        return
+    import torch
 
-        for device in ["cpu", *["cuda"] * torch.cuda.is_available()]:
-            there, generator = sampler.to(device), torch.Generator(device).manual_seed(0)
-            settle = torch.cuda.synchronize if device == "cuda" else lambda: None
-            there.fresh(generator)
-            row(f"{recipe}, torch on {device}", scaled(seconds(lambda: there.fresh(generator), 10 * repeats, settle)))
+    from sdrl_online import fresh_references
+
+    row = table("A fresh reference, all cores", ("with", 60), ("median", 12))
+    for device in ["cpu", *["cuda"] * torch.cuda.is_available()]:
+        references = fresh_references(sampler, torch.Generator(device).manual_seed(0))
+        settle = torch.cuda.synchronize if device == "cuda" else lambda: None
+        next(references)  # makes the tables
+        row(f"NSS, torch on {device}", scaled(seconds(lambda: next(references), 10 * repeats, settle)))
 
 
 def measure_learning(args):

@@ -368,3 +368,15 @@ def tensor_to_uint8(tensor):
     """A tensor (1, 3, H, W), RGB, to (H, W, 3) uint8 BGR: clipped to [0, 1], times 255, rounded to nearest."""
     rgb = (tensor[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return np.ascontiguousarray(rgb[..., ::-1])
+
+
+def check_image(image):
+    """Raise ValueError unless an image is an array (H, W, 3) of uint8 that holds a pixel."""
+    fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if not fits or not image.size:
+        raise ValueError(f"the image must be an array (H, W, 3) of uint8, not {described(image)}")
+
+
+def described(array):
+    """What an argument is, for messages: the shape and type of an array, or else the name of its class."""
+    return f"{array.shape} of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
