@@ -21,7 +21,7 @@ import numpy as np
 
 from utils import run
 from utils.image import (GUIDED, LAYER, PNG_FAST, UMASK, ImageError, check_image, check_note, check_size, companion,
-                         described, list_images, png_bytes, read_image, read_mask, shrink, take_off, unfinished, write_bytes)
+                         list_images, png_bytes, read_image, read_mask, shrink, take_off, unfinished, write_bytes)
 from utils.record import Record, digest
 
 CHUNK = 1 << 20  # weights held at once, about: photographs are worked on in strips
@@ -41,8 +41,9 @@ class Sampler:
 
     def __init__(self, image, mask, K=7, k=3, pow=0.5, threshold=10):
         check_image(image)
-        if not isinstance(mask, np.ndarray) or mask.shape != image.shape[:2] or mask.dtype != np.uint8:
-            raise ValueError(f"the mask must be an array {image.shape[:2]} of uint8, not {described(mask)}")
+        kind = f"{getattr(mask, 'dtype', type(mask).__name__)} {np.shape(mask)}"
+        if kind != f"uint8 {image.shape[:2]}":
+            raise ValueError(f"the mask of this image must be an array of uint8 {image.shape[:2]}, not {kind}")
         if not (1 <= K <= 255 and 1 <= k <= 255 and k % 2 == 1 and 0 <= pow <= 4 and 0 <= threshold <= 255):
             raise ValueError("K must be from 1 to 255, k odd and from 1 to 255, pow from 0 to 4, threshold from 0 to 255, "
                              f"not K={K}, k={k}, pow={pow}, threshold={threshold}")

@@ -412,17 +412,16 @@ def test_guided_parameters_without_meaning_are_refused():
 
 # ---- errors
 
-
 IMAGE, MASK = colours(0, 5, 6), speckled(0, 5, 6)
 
 
 @pytest.mark.parametrize("image, mask, message", [
-    (IMAGE[..., 0], MASK, r"the image must be an array \(H, W, 3\) of uint8, not \(5, 6\) of uint8"),
-    (IMAGE[..., [0, 1, 2, 2]], MASK, "the image must be"), (IMAGE.astype(float), MASK, "the image must be .* of float64"),
-    (IMAGE.tolist(), MASK, "the image must be .* not list"), (IMAGE[:0], MASK[:0], "the image must be"),
-    (IMAGE, MASK.T, r"the mask must be an array \(5, 6\) of uint8, not \(6, 5\)"), (IMAGE, MASK[..., None], "the mask must be"),
-    (IMAGE, MASK > 0, "the mask must be .* of bool"), (IMAGE, MASK / 255, "the mask must be"),
-    (IMAGE, MASK.tolist(), "the mask must be .* not list"), (IMAGE, None, "the mask must be"),
+    (IMAGE[..., 0], MASK, r"an image must be an array of uint8 \(height, width, 3\), .* not uint8 \(5, 6\)"),
+    (IMAGE[..., [0, 1, 2, 2]], MASK, "an image must be"), (IMAGE.astype(float), MASK, "an image must be .* not float64"),
+    (IMAGE.tolist(), MASK, "an image must be .* not list"), (IMAGE[:0], MASK[:0], "an image must be"),
+    (IMAGE, MASK.T, r"mask of this image must be an array of uint8 \(5, 6\), not uint8 \(6, 5\)"),
+    (IMAGE, MASK[..., None], "must be"), (IMAGE, MASK > 0, "must be .* not bool"), (IMAGE, MASK / 255, "must be .* float64"),
+    (IMAGE, MASK.tolist(), "must be .* not list"), (IMAGE, None, "must be .* not NoneType"),
     (IMAGE, np.minimum(MASK, 1), "the mask is 0 and 1; multiply it by 255"),
 ])
 def test_arrays_of_another_kind_are_refused(image, mask, message):

@@ -371,12 +371,7 @@ def tensor_to_uint8(tensor):
 
 
 def check_image(image):
-    """Raise ValueError unless an image is an array (H, W, 3) of uint8 that holds a pixel."""
-    fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-    if not fits or not image.size:
-        raise ValueError(f"the image must be an array (H, W, 3) of uint8, not {described(image)}")
-
-
-def described(array):
-    """What an argument is, for messages: the shape and type of an array, or else the name of its class."""
-    return f"{array.shape} of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+    """Raise ValueError unless an argument is an image: an array (H, W, 3) of uint8 that has pixels."""
+    kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    if kind != f"uint8 {np.shape(image)[:2] + (3,)}" or image.size == 0:
+        raise ValueError(f"an image must be an array of uint8 (height, width, 3), blue, green, red, not {kind}")
