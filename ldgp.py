@@ -3,20 +3,16 @@
     python ldgp.py --dataset="Rain100L" --patch_size=80 --kernel_size=10
 """
 import math
-import signal
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-
-if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import cv2
 import numpy as np
 
 from utils import run
-from utils.image import LAYER, ImageError, check_image, list_images, png_bytes, read_image, shrink
-from utils.record import Record
+from utils.image import ImageError, check_image, list_images, png_bytes, read_image, shrink
+from utils.results import Results
 
 CELL = 8  # pixels; the cells, blocks and bins of Dalal and Triggs' descriptor as the paper uses it
 BLOCK = 4  # cells a side
@@ -419,49 +415,41 @@ def rain_layer(image, direction=None, scale=None):
     return np.minimum(np.rint(layer).clip(0, 255).astype(np.uint8), most.astype(np.uint8))
 
 
-def mask_record(folder, patch_size=80, kernel_size=10, true_cells=False, overwrite=False, recipe="paper"):
-    """The `Record` of the masks, or of the fast recipe's layers, in a folder; here and in sdrl_online.py."""
-    paper = {"patch_size": patch_size, "kernel_size": kernel_size, "true_cells": true_cells}
-    settings = {"recipe": recipe, **(paper if recipe == "paper" else {})}
-    return Record("ldgp.py", settings, lambda path: {"mask": Path(folder) / f"{path.stem}.png"}, lambda path: [path],
-                  overwrite=overwrite)
+def find_rain_in(image, recipe="paper", patch_size=80, kernel_size=10, true_cells=False):
+    """The mask of the paper's recipe, or the layer of the fast one: see `rain_mask` and `rain_layer`."""
+    return rain_layer(image) if recipe == "fast" else rain_mask(image, patch_size, kernel_size, not true_cells)
 
 
-def layer_png(image):
-    """The rain layer of a photograph, and as the bytes of a PNG file whose note says its scale."""
-    scale, direction = find_rain(image)
-    layer = rain_layer(image, direction, scale)
-    return layer, png_bytes(layer, note=f"{LAYER}, scale {scale}")
+def remark(rain):
+    """What is to be said of a mask or layer in which next to nothing is rain, or next to everything; else None."""
+    share = np.mean(rain > 0)
+    return "no rain found" if share < 0.01 else "rain found nearly everywhere" if share > 0.9 else None
 
 
 def main(args):
-    if args.recipe == "paper":
-        check_opencv()
     source = Path(args.input_path or f"./dataset/{args.dataset}/input")
-    target = Path(args.save_path or f"./dataset/{args.dataset}/ldgp")
-    record = mask_record(target, args.patch_size, args.kernel_size, args.true_cells, args.overwrite, args.recipe)
+    target = Path(args.save_path or source.parent / "ldgp")
+    paper = {name: getattr(args, name) for name in ("patch_size", "kernel_size", "true_cells")}
+    settings = {"recipe": args.recipe, **(paper if args.recipe == "paper" else {})}
+    results = Results("ldgp.py", target, settings, {"input": source}, overwrite=args.overwrite, flag="--save_path")
 
-    def work(path, bar):
-        image = read_image(path)
+    def work(path, progress):
         try:
-            if args.recipe == "fast":
-                rain, data = layer_png(image)
-            else:
-                rain = rain_mask(image, args.patch_size, args.kernel_size, not args.true_cells)
-                data = png_bytes(rain)
+            rain = find_rain_in(read_image(path), **settings)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
-        record.write(path, data)
-        bar.set_postfix_str(f"rain {np.mean(rain > 0):.0%}", refresh=False)
+        results.write(path, png_bytes(rain))
+        return remark(rain)
 
-    return run.each_image(list_images(source), work, target, record=record)
+    images = list_images(source, "put the photographs there, or name their folder with --input_path")
+    return run.each_image(images, work, [results])
 
 
 if __name__ == "__main__":
     parser = run.Parser(__doc__)
     parser.add_argument("--dataset", default="Rain100L", help="a folder under ./dataset/, with its photographs in input/")
     parser.add_argument("--input_path", help="photographs, instead of ./dataset/<dataset>/input/")
-    parser.add_argument("--save_path", help="where the masks go, instead of ./dataset/<dataset>/ldgp/")
+    parser.add_argument("--save_path", help="where the masks go (default: ldgp/ beside the photographs' folder)")
     parser.add_argument("--recipe", default="paper", choices=["paper", "fast"],
                         help="paper: a mask of likely rain; fast: a layer, how bright the rain is")
     parser.add_argument("--patch_size", type=run.number(int, SMALLEST), default=80,

@@ -3,26 +3,21 @@
     python sdr.py --input_path="./dataset/Rain100L/input/" --ldgp_path="./dataset/Rain100L/ldgp/" \\
         --save_path "./dataset/Rain100L/sdr/" --fuse_save_path "./dataset/Rain100L/sdr(fuse)/"
 """
-import errno
 import itertools
 import os
 import shutil
-import signal
-import tempfile
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import cv2
 import numpy as np
 
+from ldgp import thin_scale
 from utils import run
-from utils.image import (GUIDED, LAYER, PNG_FAST, UMASK, ImageError, check_image, check_note, check_size, companion,
-                         list_images, png_bytes, read_image, read_mask, shrink, take_off, unfinished, write_bytes)
-from utils.record import Record, digest
+from utils.image import (PNG_FAST, check_image, check_size, companion, list_images, png_bytes, read_image, read_mask, shrink,
+                         take_off)
+from utils.results import Results, check_made_for
 
 CHUNK = 1 << 20  # weights held at once, about: photographs are worked on in strips
 
@@ -296,71 +291,34 @@ class ScaledSampler:
         return np.maximum(self.image - np.maximum(lost, 0)[..., None], 0)
 
 
-def write_references(references, folder, pool, announce=None, note=""):
-    """Write SDRs as <folder>/0.png, 1.png, ..., all or none, in the place of older ones. Returns their mean.
+def write_references(references, folder):
+    """Write SDRs as <folder>/0.png, 1.png, ..., all or none, in the place of older ones. Returns their mean."""
+    new, pending = folder.with_name(f".{folder.name}.part"), deque()
+    shutil.rmtree(new, ignore_errors=True)  # a killed run's
+    new.mkdir(parents=True)
 
-    announce: called with ({"0.png": digest of its bytes, ...}, mean) when all are written, before they take their place.
-    note: what each file says of itself, see `png_bytes`.
-    Raises ImageError where the folder is a link: what it leads to is not ours to write to.
-    """
-    if folder.is_symlink():
-        raise ImageError(f"{folder}: a link, through which references would be written elsewhere; remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    pending, digests = deque(), {}
-    new = Path(tempfile.mkdtemp(**unfinished(folder.parent)))
+    def write(path, reference):
+        path.write_bytes(png_bytes(reference, PNG_FAST))
 
-    def write(name, reference):
-        data = png_bytes(reference, PNG_FAST, note)
-        write_bytes(new / name, data)
-        digests[name] = digest(data)
-
-    def written():
+    def written(pool):
         for number, reference in enumerate(references):
-            pending.append(pool.submit(write, f"{number}.png", reference))
+            pending.append(pool.submit(write, new / f"{number}.png", reference))
             yield reference
             if len(pending) > 2 * os.cpu_count():  # large references must not pile up in memory
                 pending.popleft().result()
 
     try:
-        try:
-            mean = fuse(written())
-        finally:
-            wait(pending)  # after a failure too: the folder is about to be removed
+        with ThreadPoolExecutor() as pool:
+            mean = fuse(written(pool))
         for writing in pending:
             writing.result()
-        new.chmod(0o777 & ~UMASK)
-        if announce:
-            announce({name: digests[name] for name in sorted(digests)}, mean)
-        replace_references(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)  # it is gone where all went well
+        if folder.exists():
+            shutil.rmtree(folder)
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     return mean
-
-
-def replace_references(new, folder):
-    """Give a new folder of references the place of an old one, whose other files, if any, it takes over."""
-    replaced = []
-    while True:
-        try:
-            new.rename(folder)
-            break
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        old = Path(tempfile.mkdtemp(**unfinished(folder.parent)))
-        old.rmdir()  # it was made for its name
-        try:
-            folder.rename(old)
-        except FileNotFoundError:  # another process is replacing it as well
-            continue
-        replaced.append(old)
-    for old in replaced:
-        for path in old.iterdir():
-            if path.suffix == ".png" and path.stem.isdigit():
-                path.unlink()
-            else:
-                path.rename(folder / path.name)
-        old.rmdir()
 
 
 def add_nss_flags(parser):
@@ -380,56 +338,43 @@ def nss_options(args):
 
 
 def main(args):
-    fast = args.recipe == "fast"
-    hint = (f'run ldgp.py first: python ldgp.py --input_path="{args.input_path}" --save_path="{args.ldgp_path}"'
+    fast, source = args.recipe == "fast", Path(args.input_path or "./dataset/Rain100L/input/")
+    masks_path, save_path, fuse_save_path = (Path(given or source.parent / name) for given, name in (
+        (args.ldgp_path, "ldgp"), (args.save_path, "sdr"), (args.fuse_save_path, "sdr(fuse)")))
+    hint = (f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}"'
             + " --recipe=fast" * fast)
-    inputs, masks = list_images(args.input_path), list_images(args.ldgp_path, hint)
-    first = next((masks[stem][0] for stem in inputs if stem in masks), None)
-    if first:  # before anything is moved or made: the folder is probably all of this kind
-        check_note(first, LAYER if fast else "", hint)
-    pool = ThreadPoolExecutor()
+    images = list_images(source, "put the photographs there, or name their folder with --input_path")
+    masks = list_images(masks_path, hint)
+    check_made_for(masks_path, source, args.recipe, hint)
     settings = {"recipe": args.recipe, **{name: getattr(args, name) for name in ("sdr_num", "seed", "independent")}}
     settings.update({} if fast else nss_options(args))
 
-    def results(path):
-        return {"references": Path(args.save_path) / path.stem, "fused": Path(args.fuse_save_path) / f"{path.stem}.png"}
-
     def sources(path):
-        return path, companion(masks, path, args.ldgp_path, hint)
+        return path, companion(masks, path, masks_path, hint)
 
-    record = Record("sdr.py", settings, results, sources, overwrite=args.overwrite)
+    about = settings, {"input": source, "ldgp": masks_path}, sources
+    references = Results("sdr.py", save_path, *about, suffix="", overwrite=args.overwrite, flag="--save_path")
+    fused = Results("sdr.py", fuse_save_path, *about, overwrite=args.overwrite, flag="--fuse_save_path")
 
-    def work(path, bar):
-        image = read_image(path)
-        _, mask_path = sources(path)
-        scale = check_note(mask_path, LAYER if fast else "", hint)
+    def work(path, progress):
+        image, mask_path = read_image(path), sources(path)[1]
         mask = read_mask(mask_path)
         check_size(mask, mask_path, image, path)
-        sampler = ScaledSampler(image, mask, scale) if fast else Sampler(image, mask, **nss_options(args))
-        note, fused = f"{GUIDED}, scale {scale}" if fast else "", []
+        sampler = ScaledSampler(image, mask, thin_scale(image)) if fast else Sampler(image, mask, **nss_options(args))
+        mean = write_references(sampler.references(args.sdr_num, args.seed, args.independent), references.path(path))
+        fused.write(path, png_bytes(sampler.fused() if fast else mean))  # last: the mark that all is done
 
-        def announce(digests, mean):
-            fused.append(png_bytes(sampler.fused() if fast else mean, note=note))
-            names = {f"references/{name}": value for name, value in digests.items()}
-            record.enter(path, {**names, "fused": digest(fused[0])})
-
-        references = sampler.references(args.sdr_num, args.seed, args.independent)
-        write_references(references, results(path)["references"], pool, announce, note)
-        write_bytes(results(path)["fused"], fused[0])
-        bar.set_postfix_str(f"filled {np.mean(mask > (0 if fast else args.threshold)):.0%}", refresh=False)
-
-    return run.each_image(inputs, work, args.save_path, args.fuse_save_path, record=record)
+    return run.each_image(images, work, [references, fused])
 
 
 if __name__ == "__main__":
     parser = run.Parser(__doc__)
-    folder = "./dataset/Rain100L/"
-    parser.add_argument("--input_path", default=folder + "input/", help="photographs")
-    parser.add_argument("--ldgp_path", default=folder + "ldgp/", help="their masks or layers, by ldgp.py")
+    parser.add_argument("--input_path", help="photographs (default: ./dataset/Rain100L/input/)")
+    parser.add_argument("--ldgp_path", help="their masks or layers, by ldgp.py (default: ldgp/ beside --input_path)")
     parser.add_argument("--recipe", default="paper", choices=["paper", "fast"],
                         help="paper: NSS on masks; fast: guided samples on layers, and their exact mean")
-    parser.add_argument("--save_path", default=folder + "sdr/", help="where the references go, a folder an image")
-    parser.add_argument("--fuse_save_path", default=folder + "sdr(fuse)/", help="where their means go")
+    parser.add_argument("--save_path", help="where the references go, a folder an image (default: sdr/ beside --input_path)")
+    parser.add_argument("--fuse_save_path", help="where their means go (default: sdr(fuse)/ beside --input_path)")
     add_nss_flags(parser)
     parser.add_argument("--seed", type=run.number(int, 0, 2**32 - 1), default=0, help="of the random draws")
     parser.add_argument("--independent", action="store_true",

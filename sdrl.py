@@ -5,127 +5,155 @@
 """
 import argparse
 import itertools
-import signal
 from pathlib import Path
-
-if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ldgp import thin_scale
 from models import build
 from utils import run
+from utils.image import (ImageError, check_image, check_size, list_images, photograph_bytes, read_image, read_photograph,
+                         shrink, take_off, tensor_to_uint8, uint8_to_tensor)
 from utils.inference import infer, mixed_precision, model_device
-from utils.image import (GUIDED, ImageError, check_note, check_size, list_images, only, png_like, read_image, shrink, take_off,
-                         tensor_to_uint8, uint8_to_tensor)
-from utils.record import LEARNING, Record
+from utils.results import Results, check_made_for
 
-# What a recipe sets; a flag given on the command line wins.
-RECIPES = {
-    "paper": {"epoch": 100, "steps": 0, "lr": 1e-3, "identity": False, "average": 0.0, "crop_size": 0, "batch_size": 1},
-    "fast": {"epoch": 0, "steps": 750, "lr": 1e-3, "identity": True, "average": 0.98, "crop_size": 64, "batch_size": 2},
-}
-# What the fast recipe sets otherwise for Restormer and DRSFormer. They learn more in a step, each of which takes longer, and
-# at the rate of the others they do not learn: Restormer's authors train it with this one (Zamir et al., CVPR 2022).
-TRANSFORMERS = {"lr": 3e-4, "steps": 150}
-LOOK_EVERY = {"cpu": 1, "gpu": 100}  # steps between looks at whether the loss is finite, each of which a GPU has to wait for
+
+class Recipe(NamedTuple):
+    """How a network learns and runs; each is a flag."""
+
+    epoch: int  # times that every reference is used, where steps does not say how long to learn
+    steps: int
+    lr: float  # learning rate of Adam
+    identity: bool  # start at f(x) = x
+    average: float  # decay of the mean that is taken of recent weights; 0: none
+    crop_size: int  # pixels a side of random squares to learn from; 0: the whole photograph
+    batch_size: int  # squares in a step
+    seed: int = 3
+    tile_size: int = 1024  # the largest side that is derained at once
+    amp: bool = False  # mixed precision
+
+
+PAPER = Recipe(epoch=100, steps=0, lr=1e-3, identity=False, average=0.0, crop_size=0, batch_size=1)
+FAST = Recipe(epoch=0, steps=750, lr=1e-3, identity=True, average=0.98, crop_size=64, batch_size=2)
+# Restormer and DRSFormer learn more in a step, each of which takes longer, and at the rate of the others they do not learn:
+# Restormer's authors train it with this one (Zamir et al., CVPR 2022).
+FAST_TRANSFORMER = FAST._replace(steps=150, lr=3e-4)
+
 FAINTEST = 3  # grey levels: fainter rain is not used again as self-made rain
 FACTORS = 0.6, 1.5  # self-made rain is the photograph's own, times a factor between these
 DENSITY = 4  # grey levels: fainter rain, by its mean, is laid over itself, up to four times, or it would teach nothing
 LEARNT = 0.4  # a network that takes off a smaller share of the light than this, against what was found, has learnt nothing yet
+FASTER = "--recipe=fast, in all stages, takes about half a minute a photograph on two cores"
 TRUST = 1 / 3  # the network's share of the light that is taken off; the rest is what was taken off before it learnt
 
 
-def recipe_settings(recipe, backbone):
-    """What a recipe sets for a backbone: a new dict with the keys of RECIPES[recipe]."""
-    return {**RECIPES[recipe], **(TRANSFORMERS if recipe == "fast" and backbone in ("Restormer", "DRSFormer") else {})}
+def recipe_for(name, backbone):
+    """The `Recipe` of a name, "paper" or "fast", for a backbone."""
+    return PAPER if name == "paper" else FAST_TRANSFORMER if backbone in ("Restormer", "DRSFormer") else FAST
 
 
-def fresh_model(backbone, seed, device, identity=False):
-    """A backbone with the weights that this seed gives, on its device. identity: start at f(x) = x."""
-    torch.manual_seed(seed)
-    model = build(backbone, residual=identity).to(device)
+def fresh_model(backbone, device="cpu", recipe=PAPER):
+    """A backbone with the weights that the recipe's seed gives, on its device."""
+    torch.manual_seed(recipe.seed)
+    model = build(backbone, residual=recipe.identity).to(device)
     return model.to(memory_format=torch.channels_last) if model_device(model).type == "cuda" else model
 
 
-def derain(model, rainy, references, epoch=100, steps=0, **options):
+def derain(model, rainy, references, recipe=PAPER, report=None):
     """Train a fresh network on one rainy image against its references, in their order; return the derained image.
 
     model: a network (N, 3, H, W) -> the same in [0, 1], RGB, trained in place (paper, section 2.3). rainy: (H, W, 3) uint8
-    BGR. references: (N, H, W, 3) uint8 BGR. steps: how many; 0 for every reference `epoch` times. options: as
-    `learn_references`'. Returns (H, W, 3) uint8 BGR. Raises ValueError where shapes do not match.
+    BGR. references: (N, H, W, 3) uint8 BGR. report: called with each step's loss.
+    Returns (H, W, 3) uint8 BGR. Raises ValueError where shapes do not match, and as `fit` and `infer` do.
     """
-    if references.ndim != 4 or references.shape[1:] != rainy.shape or len(references) == 0:
+    check_image(rainy)
+    if references.shape[1:] != rainy.shape or len(references) == 0:
         raise ValueError(f"references of shape {references.shape} do not belong to an image of shape {rainy.shape}")
     kept = torch.from_numpy(references).to(model_device(model))
-    return learn_references(model, rainy, lambda step: kept[step % len(kept)], steps or epoch * len(kept), **options)
+    steps = recipe.steps or recipe.epoch * len(kept)
+    return learn_references(model, rainy, (kept[step % len(kept)] for step in range(steps)), recipe, report)
 
 
-def learn_references(model, rainy, reference_at, steps, crop_size=0, batch_size=1, seed=3, tile_size=1024, **options):
-    """The paper's learning, with references from anywhere: `steps` times Adam on mean((f(x) - y_n)^2), x the rainy image.
+def learn_references(model, rainy, references, recipe=PAPER, report=None):
+    """The paper's learning: for each reference y_n a step of Adam on mean((f(x) - y_n)^2), x being the rainy image.
 
-    reference_at: a function step -> y_n, (H, W, 3) uint8 BGR tensor on the model's device. crop_size: learn from random
-    squares of that many pixels a side, batch_size of them in a step; 0: from the whole image. tile_size: the largest side
-    that is derained at once. options: as `fit`'s. Returns (H, W, 3) uint8 BGR. Raises as `fit` and `infer` do.
+    references: an iterable of (H, W, 3) uint8 BGR tensors on the model's device. Returns (H, W, 3) uint8 BGR. Raises as `fit`
+    and `infer` do.
     """
-    x, random = uint8_to_tensor(rainy, model_device(model)), np.random.default_rng(seed)
+    x, random = uint8_to_tensor(rainy, model_device(model)), np.random.default_rng(recipe.seed)
 
-    def pair(step):
-        y = uint8_to_tensor(reference_at(step))
-        if not crop_size or crop_size >= max(x.shape[2:]):
+    def pair(reference):
+        y = uint8_to_tensor(reference)
+        if not recipe.crop_size or recipe.crop_size >= max(x.shape[2:]):
             return x, y
-        windows = [crop_window(x.shape[2:], crop_size, random) for _ in range(batch_size)]
+        windows = [crop_window(x.shape[2:], recipe.crop_size, random) for _ in range(recipe.batch_size)]
         return tuple(torch.cat([image[window] for window in windows]) for image in (x, y))
 
-    trained = fit(model, map(pair, range(steps)), torch.optim.Adam, F.mse_loss, **options)
-    return tensor_to_uint8(infer(trained, rainy, tile_size, options.get("amp", False)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    trained = fit(model, map(pair, references), optimizer, F.mse_loss, recipe, report)
+    return tensor_to_uint8(infer(trained, rainy, recipe.tile_size, recipe.amp))
 
 
-def derain_by_own_rain(model, rainy, fused, steps, scale=1, own=None, tile_size=1024, **options):
+def derain_by_own_rain(model, rainy, fused, recipe=FAST, scale=1, report=None):
     """Learn to take off self-made rain, which is added to what is known of the scene; then take off the real one (ours).
 
     The references are turned round: not stochastic references of one rainy image, but stochastic rainy images of one
     reference, the photograph without what the guided samples took off. The rain is what they took off, found elsewhere in
-    the photograph. So the network learns from the scene itself which of its lines are no rain. Then it sees the photograph;
-    of the change only what rain can have made counts, the same light in all channels. A third of that and two thirds of what
-    the samples took off are taken off, or only the latter where the network has not learnt to take off anything.
+    the photograph. So the network learns from the scene itself which of its lines are no rain.
 
     model: as `derain`'s, trained in place, starting at the identity. rainy: (H, W, 3) uint8 BGR; fused: the same shape,
-    uint8 or float, the mean of guided samples. steps: 0 for `fused` as it is. scale: by how much the photograph is to be
-    shrunk, as from `ldgp.thin_scale`. own: parameters of `own_rain`. options: as `fit`'s.
+    uint8 or float, the mean of guided samples; returned as it is, rounded, where the recipe has no steps. scale: by how much
+    the photograph is to be shrunk, as from `ldgp.thin_scale`. report: called with each step's loss.
     Returns (H, W, 3) uint8 BGR. Raises ValueError where shapes do not match, and as `fit` and `infer` do.
     """
+    check_image(rainy)
     if fused.shape != rainy.shape:
         raise ValueError(f"a reference of shape {fused.shape} does not belong to an image of shape {rainy.shape}")
-    if not steps:
+    if not recipe.steps:
         return np.rint(fused).astype(np.uint8)
-    small, device = shrink(rainy, scale), model_device(model)
-    scene = shrink(np.rint(fused).astype(np.uint8), scale)
-    found = np.maximum((small - scene.astype(np.float32)).max(axis=2), 0)  # of the channels, one that was not cut off at 0
-    pairs = own_rain(uint8_to_tensor(scene, device), torch.from_numpy(found).to(device) / 255, **(own or {}))
-    trained = fit(model, itertools.islice(pairs, steps), FusedAdam, F.l1_loss, **options)
-    output = infer(trained, small, tile_size, options.get("amp", False)).cpu()
+    scene, device = shrink(np.rint(fused).astype(np.uint8), scale), model_device(model)
+    rain = torch.from_numpy(light_between(shrink(rainy, scale), scene)).to(device) / 255
+    pairs = itertools.islice(own_rain(uint8_to_tensor(scene, device), rain, recipe), recipe.steps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)  # faster than the paper's, other roundings
+    return take_off_learnt(fit(model, pairs, optimizer, F.l1_loss, recipe, report), rainy, fused, recipe, scale)
+
+
+def take_off_learnt(model, rainy, fused, recipe=FAST, scale=1):
+    """A photograph less a third of the light that a trained network takes off and two thirds of what guided samples do.
+
+    Of what the network changes only what rain can have made counts, the same light in all channels. Where it takes off next to
+    nothing it has learnt nothing, and only the guided samples count. Parameters as of `derain_by_own_rain`.
+    """
+    small = shrink(rainy, scale)
+    found = light_between(small, shrink(np.rint(fused).astype(np.uint8), scale))
+    output = infer(model, small, recipe.tile_size, recipe.amp).cpu()
     learnt = 255 * (uint8_to_tensor(small) - output).amin(dim=1)[0].clamp(min=0).numpy()
     trust = TRUST if learnt.mean() > LEARNT * found.mean() else 0
     return take_off(rainy, trust * learnt + (1 - trust) * found)
 
 
-def own_rain(scene, rain, crop_size=64, batch_size=2, seed=3):
+def light_between(rainy, derained):
+    """The light, (H, W) float32 in grey levels, that was taken off: of the channels, one that was not cut off at 0."""
+    return np.maximum((rainy - derained.astype(np.float32)).max(axis=2), 0)
+
+
+def own_rain(scene, rain, recipe=FAST):
     """Yield batches of (the scene with rain, the scene), (N, 3, crop, crop) each, for ever.
 
     scene: (1, 3, H, W) in [0, 1], RGB; rain: (H, W) in [0, 1], of which windows from anywhere, turned by half a turn or not
     and times a random factor, are added to windows of the scene; several to one where rain is sparse.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(recipe.seed)
     rain = torch.where(rain > FAINTEST / 255, rain, 0)[None, None]
     layers = min(max(round(DENSITY / 255 / max(float(rain.mean()), 1e-6)), 1), 4)
-    shape, crop_size = scene.shape[2:], crop_size or max(scene.shape)
+    shape, crop_size = scene.shape[2:], recipe.crop_size or max(scene.shape)
     while True:
         scenes, rains = [], []
-        for _ in range(batch_size):
+        for _ in range(recipe.batch_size):
             scenes.append(scene[crop_window(shape, crop_size, random)])
             windows = (rain[crop_window(shape, crop_size, random)] for _ in range(layers))
             rains.append(sum((window.flip(2, 3) if random.random() < 0.5 else window) * random.uniform(*FACTORS)
@@ -140,24 +168,16 @@ def crop_window(shape, size, random):
     return ..., slice(top, top + size), slice(left, left + size)
 
 
-class FusedAdam(torch.optim.Adam):
-    """Adam that goes over the memory once: faster than the paper's, with other roundings."""
-
-    def __init__(self, parameters, lr):
-        super().__init__(parameters, lr=lr, fused=True)
-
-
-def fit(model, pairs, optimizer, loss, lr=1e-3, average=0.0, amp=False, report=None):
+def fit(model, pairs, optimizer, loss, recipe=PAPER, report=None):
     """Train a network on pairs (x, y) of (N, 3, h, w) tensors on its device, a step each: the loop of all recipes.
 
-    optimizer: a class; loss: a function of (f(x), y). average: the decay of the exponential mean of the weights; 0: none.
-    amp: mixed precision. report: called with each step's loss, a tensor still on the device.
-    Returns the trained network, or the one of the mean weights. Raises FloatingPointError where a loss is NaN or infinite.
+    loss: a function of (f(x), y). Returns the trained network, or the one of the mean weights.
+    Raises FloatingPointError where a loss is NaN or infinite.
     """
     device = model_device(model)
-    optimizer, (autocast, scaler) = optimizer(model.parameters(), lr=lr), mixed_precision(device, amp)
-    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average), use_buffers=True) if average else None
-    finite, look_every = torch.ones((), dtype=torch.bool, device=device), LOOK_EVERY["cpu" if device.type == "cpu" else "gpu"]
+    autocast, scaler = mixed_precision(device, recipe.amp)
+    mean = averaged(model, recipe.average) if recipe.average else None
+    finite = torch.ones((), dtype=torch.bool, device=device)
     model.train()
     for step, (x, y) in enumerate(pairs, 1):
         optimizer.zero_grad(set_to_none=True)
@@ -169,15 +189,19 @@ def fit(model, pairs, optimizer, loss, lr=1e-3, average=0.0, amp=False, report=N
         scaler.update()
         if mean:
             mean.update_parameters(model)
-        finite &= error.detach().isfinite()
-        if step % look_every == 0 and not finite:
-            break
         if report:
             report(error.detach())
+        finite &= error.detach().isfinite()
+        if step % 100 == 0 and not finite:  # a GPU has to wait for the answer
+            break
     if not finite:
-        raise FloatingPointError(f"the loss became NaN or infinite within {step} steps; use a smaller --lr"
-                                 f"{' or leave out --amp' if amp else ''}")
+        raise FloatingPointError("the loss became NaN or infinite; use a smaller --lr" + " or leave out --amp" * recipe.amp)
     return mean.module if mean else model
+
+
+def averaged(model, decay):
+    """The exponential mean of a network's weights: a network, `module`, that `update_parameters` keeps up to date."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def read_references(folder, rainy, image_path, hint):
@@ -185,7 +209,7 @@ def read_references(folder, rainy, image_path, hint):
 
     Raises ImageError where there are none (with `hint` on how to make them) or one is of another size.
     """
-    paths = [only(paths) for _, paths in sorted(list_images(folder, hint).items())]
+    paths = [path for _, path in sorted(list_images(folder, hint).items())]
     references = np.empty((len(paths), *rainy.shape), np.uint8)
     for place, path in enumerate(paths):
         reference = read_image(path)
@@ -196,17 +220,16 @@ def read_references(folder, rainy, image_path, hint):
 
 def add_flags(parser):
     """The flags of the learning from one photograph, here and in sdrl_online.py."""
-    folder = "./dataset/Rain100L/"
-    parser.add_argument("--rainy_data_path", default=folder, help="a data set; its photographs are in input/")
-    parser.add_argument("--sdr_data_path", default=folder + "sdr/", help="their references, by sdr.py")
-    parser.add_argument("--result_path", default=folder + "result/", help="where the derained photographs go")
+    parser.add_argument("--rainy_data_path", default="./dataset/Rain100L/", help="a data set; its photographs are in input/")
+    parser.add_argument("--sdr_data_path", help="their references, by sdr.py (default: sdr/ of the data set)")
+    parser.add_argument("--result_path", help="where the derained photographs go (default: result/ of the data set)")
     run.add_learning_flags(parser)
     run.add_overwrite_flag(parser)
-    parser.add_argument("--recipe", default="paper", choices=list(RECIPES), help="paper: learn each reference from the "
+    parser.add_argument("--recipe", default="paper", choices=["paper", "fast"], help="paper: learn each reference from the "
                         "photograph; fast: learn to take off self-made rain; the flags below start from it")
 
     def add(name, meaning, **options):
-        defaults = ", ".join(f"{recipe}: {values[name]}" for recipe, values in RECIPES.items())
+        defaults = f"paper: {getattr(PAPER, name)}, fast: {getattr(FAST, name)}"
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"{meaning} ({defaults})", **options)
 
     add("epoch", "times that every reference is used; of the paper's recipe alone", type=run.number(int, 1))
@@ -220,66 +243,40 @@ def add_flags(parser):
     return parser
 
 
-def recipe_options(args):
-    """(start at the identity?, the options of learning) of parsed flags: what was given, else what the recipe says.
-
-    Raises ImageError for epochs of the fast recipe, which has none.
-    """
+def recipe_of(args):
+    """The `Recipe` of parsed flags: what was given, else what the recipe says. Raises ImageError for epochs of the fast one."""
     if args.recipe == "fast" and hasattr(args, "epoch"):
         raise ImageError("--epoch is of --recipe=paper; --recipe=fast is told how long to learn by --steps")
-    chosen = {name: getattr(args, name, value) for name, value in recipe_settings(args.recipe, args.backbone).items()}
-    running = {name: getattr(args, name) for name in ("tile_size", "amp", "seed")}
-    return chosen.pop("identity"), {**chosen, **running}
-
-
-def fast_options(options):
-    """The keywords of `derain_by_own_rain` among the options of `recipe_options`."""
-    own = {name: options[name] for name in ("crop_size", "batch_size", "seed")}
-    return {"own": own, **{name: value for name, value in options.items() if name not in (*own, "epoch")}}
-
-
-def result_record(stage, args, device, sources, **more):
-    """The `Record` of the photographs derained with these flags, here and in sdrl_online.py. more: settings besides."""
-    identity, options = recipe_options(args)
-    settings = {"recipe": args.recipe, "backbone": args.backbone, "identity": identity, **options, **more}
-    if settings["steps"] or args.recipe == "fast":
-        del settings["epoch"]  # which means nothing then
-    return Record(stage, settings, lambda path: {"result": Path(args.result_path) / f"{path.stem}.png"}, sources, LEARNING,
-                  {"device": device.type}, args.overwrite)
+    given = {name: getattr(args, name) for name in Recipe._fields if hasattr(args, name)}
+    recipe = recipe_for(args.recipe, args.backbone)._replace(**given)
+    return recipe._replace(epoch=0) if recipe.steps else recipe
 
 
 def main(args):
-    device, (identity, options) = run.device(args.device), recipe_options(args)
-    source, result, references_path = Path(args.rainy_data_path) / "input", Path(args.result_path), Path(args.sdr_data_path)
-    images, folder, fast = list_images(source), Path(args.rainy_data_path), args.recipe == "fast"
+    device, recipe, fast = run.device(args.device), recipe_of(args), args.recipe == "fast"
+    data = Path(args.rainy_data_path)
+    source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
     hint = (f'run sdr.py first: python sdr.py{" --recipe=fast" if fast else ""} --input_path="{source}" '
-            f'--ldgp_path="{folder / "ldgp"}" --save_path="{references_path}" --fuse_save_path="{folder / "sdr(fuse)"}"')
+            f'--ldgp_path="{data / "ldgp"}" --save_path="{references_path}" --fuse_save_path="{data / "sdr(fuse)"}"')
+    images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
+    check_made_for(references_path, source, args.recipe, hint)
+    settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}
+    results = Results("sdrl.py", args.result_path or data / "result", settings, {"input": source, "sdr": references_path},
+                      lambda path: (path, references_path / path.stem), overwrite=args.overwrite)
 
-    def sources(path):
-        return path, *(only(paths) for paths in list_images(references_path / path.stem, hint).values())
-
-    def scale_of(path):
-        """The scale at which the references of a photograph were drawn. Raises ImageError for the other recipe's."""
-        return check_note(sources(path)[1], GUIDED if fast else "", hint)
-
-    first = next((paths[0] for paths in images.values() if list_images(references_path / paths[0].stem, optional=True)), None)
-    if first:
-        scale_of(first)  # references of the other recipe are most likely all so: a line for the run
-    record = result_record("sdrl.py", args, device, sources)
-
-    def work(path, bar):
-        rainy, scale = read_image(path), scale_of(path)
-        references = read_references(references_path / path.stem, rainy, path, hint)
-        bar.reset(options["steps"] or options["epoch"] * len(references))
-        model, report = fresh_model(args.backbone, args.seed, device, identity), run.LossLine(bar)
+    def work(path, progress):
+        photograph = read_photograph(path)
+        references = read_references(references_path / path.stem, photograph.image, path, hint)
+        progress.reset(recipe.steps or recipe.epoch * len(references), "" if fast else FASTER)
+        model = fresh_model(args.backbone, device, recipe)
         if fast:
-            fused = np.mean(references, axis=0, dtype=np.float32)
-            derained = derain_by_own_rain(model, rainy, fused, scale=scale, report=report, **fast_options(options))
+            fused, scale = np.mean(references, axis=0, dtype=np.float32), thin_scale(photograph.image)
+            derained = derain_by_own_rain(model, photograph.image, fused, recipe, scale, progress.step)
         else:
-            derained = derain(model, rainy, references, report=report, **options)
-        record.write(path, png_like(derained, path))
+            derained = derain(model, photograph.image, references, recipe, progress.step)
+        results.write(path, photograph_bytes(derained, photograph))
 
-    return run.each_image(images, work, result, record=record, unit="step")
+    return run.each_image(images, work, [results], unit="step")
 
 
 if __name__ == "__main__":

@@ -3,34 +3,33 @@
     python sdrl_online.py --rainy_data_path="./dataset/Rain100L/" --sdr_data_path="./dataset/Rain100L/sdr/" \\
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
-import signal
+import os
+from itertools import islice
 from pathlib import Path
-
-if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 
-from ldgp import find_rain, layer_png, mask_record, rain_layer, rain_mask
+from ldgp import find_rain_in, rain_layer, remark, thin_scale
 from sdr import Sampler, ScaledSampler, add_nss_flags, nss_options
-from sdrl import (add_flags, derain_by_own_rain, fast_options, fresh_model, learn_references, recipe_options, recipe_settings,
-                  result_record)
+from sdrl import FASTER, PAPER, add_flags, derain_by_own_rain, fresh_model, learn_references, recipe_for, recipe_of
 from utils import run
+from utils.image import (ImageError, check_image, check_size, list_images, photograph_bytes, png_bytes, read_mask,
+                         read_photograph)
 from utils.inference import model_device
-from utils.image import (LAYER, ImageError, check_note, check_size, list_images, only, png_bytes, png_like, read_image,
-                         read_mask)
+from utils.results import Results, check_made_for, read_run
 
 
-def derain_online(model, rainy, mask, epoch=100, steps=0, sdr_num=50, nss=None, seed=3, **options):
+def derain_online(model, rainy, mask, recipe=PAPER, sdr_num=50, nss=None, report=None):
     """Train a fresh network on one rainy image against references that it draws itself, a new one in every step.
 
     model: a network (N, 3, H, W) -> the same in [0, 1], RGB, trained in place. rainy: (H, W, 3) uint8 BGR; mask: (H, W)
-    uint8. steps: how many; 0 for epoch * sdr_num, as many as with stored references. nss: parameters of `sdr.Sampler`.
-    options: as `sdrl.learn_references`'. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
+    uint8. sdr_num: without steps in the recipe, there are as many as with so many stored references. nss: parameters of
+    `sdr.Sampler`. report: called with each step's loss. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
     """
     device = model_device(model)
-    references = fresh_references(Sampler(rainy, mask, **(nss or {})), torch.Generator(device).manual_seed(seed))
-    return learn_references(model, rainy, lambda step: next(references), steps or epoch * sdr_num, seed=seed, **options)
+    references = fresh_references(Sampler(rainy, mask, **(nss or {})), torch.Generator(device).manual_seed(recipe.seed))
+    steps = recipe.steps or recipe.epoch * sdr_num
+    return learn_references(model, rainy, islice(references, steps), recipe, report)
 
 
 def fresh_references(sampler, random):
@@ -52,74 +51,71 @@ def fresh_references(sampler, random):
         yield reference.reshape(sampler.image.shape)
 
 
-def derain_photograph(rainy, steps=0, backbone="Unet", device="cpu", seed=3, report=None):
-    """The fast recipe on an array: rain layer, exact mean of the guided samples, and learning from self-made rain.
+def derain_photograph(rainy, learn=False, backbone="Unet", device="cpu", recipe=None, report=None):
+    """The fast recipe on an array: rain layer, exact mean of the guided samples, and learning from self-made rain if asked.
 
-    rainy: (H, W, 3) uint8 BGR. steps: of learning; 0: none, which takes about a second; None: as many as the recipe says.
-    report: called with each step's loss. Returns (derained (H, W, 3) uint8 BGR, rain layer (H, W) uint8).
+    rainy: (H, W, 3) uint8 BGR. Without learning it takes about half a second for 480x320 pixels. recipe: a `sdrl.Recipe`, else
+    that of the backbone. report: called with each step's loss.
+    Returns (derained (H, W, 3) uint8 BGR, rain layer (H, W) uint8 in grey levels). Raises ValueError for another array.
     """
-    scale, direction = find_rain(rainy)
-    layer = rain_layer(rainy, direction, scale)
-    fused, chosen = ScaledSampler(rainy, layer, scale).fused(), recipe_settings("fast", backbone)
-    steps = chosen["steps"] if steps is None else steps
-    if not steps:
+    check_image(rainy)
+    scale, recipe = thin_scale(rainy), recipe or recipe_for("fast", backbone)
+    layer = rain_layer(rainy, scale=scale)
+    fused = ScaledSampler(rainy, layer, scale).fused()
+    if not learn:
         return fused, layer
-    model = fresh_model(backbone, seed, device, chosen.pop("identity"))
-    options = fast_options({**chosen, "steps": steps, "seed": seed})
-    return derain_by_own_rain(model, rainy, fused, scale=scale, report=report, **options), layer
+    return derain_by_own_rain(fresh_model(backbone, device, recipe), rainy, fused, recipe, scale, report), layer
 
 
 def main(args):
-    device, (identity, options) = run.device(args.device), recipe_options(args)
-    folder, result, fast = Path(args.rainy_data_path), Path(args.result_path), args.recipe == "fast"
-    masks_path = Path(args.ldgp_path) if args.ldgp_path else folder / "ldgp"
-    images = list_images(folder / "input")
-    run.check_results(images, masks_path)
-    masks = mask_record(masks_path, recipe=args.recipe)
-    hint = (f'run ldgp.py first: python ldgp.py{" --recipe=fast" if fast else ""} --input_path="{folder / "input"}" '
+    device, recipe, fast = run.device(args.device), recipe_of(args), args.recipe == "fast"
+    data = Path(args.rainy_data_path)
+    source, masks_path = data / "input", Path(args.ldgp_path or data / "ldgp")
+    images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
+    hint = (f'run ldgp.py first: python ldgp.py{" --recipe=fast" if fast else ""} --input_path="{source}" '
             f'--save_path="{masks_path}"')
+    check_made_for(masks_path, source, args.recipe, hint)
+    masks = list_images(masks_path, optional=True)
+    how = read_run(masks_path).get("settings", {"recipe": args.recipe})  # missing ones are made as the others were
+    made = Results("ldgp.py", masks_path, how, {"input": source}, flag="--ldgp_path")
+    can_write = os.access(next(part for part in (masks_path, *masks_path.parents) if part.exists()), os.W_OK)
+    settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}
+    settings.update({} if fast else {"sdr_num": args.sdr_num, **nss_options(args)})
+    results = Results("sdrl_online.py", args.result_path or data / "result", settings, {"input": source, "ldgp": masks_path},
+                      lambda path: [path, masks.get(path.stem, path)], overwrite=args.overwrite)
+    missing = [path for stem, path in images.items() if stem not in masks]
+    if missing and can_write and run.ranks()[0] == 0:
+        made.prepare(missing)
 
-    def scale_of(mask_path):
-        """The scale of a rain layer. Raises ImageError for a mask where a layer is needed, and the reverse."""
-        return check_note(mask_path, LAYER if fast else "", hint)
-
-    def mask_of(path):
-        """The file of a photograph's mask or layer, made now if there is none."""
-        found = list_images(masks_path, optional=True).get(path.stem)
-        if found:
-            return only(found)
-        masks.look(path)
+    def mask_of(path, rainy):
+        """A photograph's mask or layer: made now, and written where that is possible, if there is none."""
+        if path.stem in masks:
+            mask = read_mask(masks[path.stem])
+            check_size(mask, masks[path.stem], rainy, path)
+            return mask
         try:
-            image = read_image(path)
-            data = layer_png(image)[1] if fast else png_bytes(rain_mask(image))
+            mask = find_rain_in(rainy, **how)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
-        masks_path.mkdir(parents=True, exist_ok=True)
-        masks.write(path, data)
-        return masks.results(path)["mask"]
+        if can_write:
+            made.write(path, png_bytes(mask))
+        return mask
 
-    present = list_images(masks_path, optional=True)
-    first = next((present[stem][0] for stem in images if stem in present), None)
-    if first:
-        scale_of(first)  # masks of the other recipe are most likely all so: a line for the run
-    more = {} if fast else {"sdr_num": args.sdr_num, **nss_options(args)}
-    record = result_record("sdrl_online.py", args, device, lambda path: (path, mask_of(path)), **more)
-
-    def work(path, bar):
-        rainy, mask_path = read_image(path), mask_of(path)
-        mask, scale = read_mask(mask_path), scale_of(mask_path)
-        check_size(mask, mask_path, rainy, path)
-        model, report = fresh_model(args.backbone, args.seed, device, identity), run.LossLine(bar)
+    def work(path, progress):
+        photograph = read_photograph(path)
+        rainy = photograph.image
+        mask, model = mask_of(path, rainy), fresh_model(args.backbone, device, recipe)
+        progress.reset(recipe.steps or recipe.epoch * args.sdr_num, "" if fast else FASTER)
         if fast:
-            bar.reset(options["steps"])
+            scale = thin_scale(rainy)
             fused = ScaledSampler(rainy, mask, scale).fused()
-            derained = derain_by_own_rain(model, rainy, fused, scale=scale, report=report, **fast_options(options))
+            derained = derain_by_own_rain(model, rainy, fused, recipe, scale, progress.step)
         else:
-            bar.reset(options["steps"] or options["epoch"] * args.sdr_num)
-            derained = derain_online(model, rainy, mask, sdr_num=args.sdr_num, nss=nss_options(args), report=report, **options)
-        record.write(path, png_like(derained, path))
+            derained = derain_online(model, rainy, mask, recipe, args.sdr_num, nss_options(args), progress.step)
+        results.write(path, photograph_bytes(derained, photograph))
+        return remark(mask)
 
-    return run.each_image(images, work, result, record=record, unit="step")
+    return run.each_image(images, work, [results], unit="step")
 
 
 if __name__ == "__main__":

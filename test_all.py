@@ -3,56 +3,56 @@
     python test_all.py --data_path="./dataset/Rain100L/" --model_path="./result_all/Rain100L/model.pkl" \\
         --result_path="./result_all/Rain100L/image/"
 """
-import signal
+import os
 from pathlib import Path
 
-if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-from models import BACKBONES, build
-from sdrl_all import load, load_weights
+from ldgp import rain_layer, thin_scale
+from sdr import ScaledSampler
+from sdrl import PAPER, take_off_learnt
 from utils import run
+from utils.checkpoint import load_model
+from utils.image import list_images, photograph_bytes, read_photograph, tensor_to_uint8
 from utils.inference import infer
-from utils.image import ImageError, list_images, png_like, read_image, tensor_to_uint8
-from utils.record import LEARNING, Record, file_digest
+from utils.results import Results
 
 
-def load_model(path, device):
-    """The network of a checkpoint, rebuilt as the checkpoint says; one that says nothing holds a Unet (the authors' format).
+def derain_with(model, rainy, name="paper", recipe=PAPER):
+    """Derain a photograph with a network that a whole data set trained; (H, W, 3) uint8 BGR, as the photograph is.
 
-    Raises ImageError for a file that is no checkpoint or holds something else.
+    name: of the recipe. In the paper's it is the network's output. In the fast one the network has learnt to take off
+    self-made rain, and guided samples of the photograph's own rain layer have their say too, as in `sdrl.take_off_learnt`.
     """
-    content = load(path, device)
-    backbone = content.get("backbone", "Unet")
-    if not isinstance(backbone, str) or backbone not in BACKBONES:
-        name = repr(backbone[:50]) if isinstance(backbone, str) else f"of type {type(backbone).__name__}"
-        raise ImageError(f"{path}: holds an unknown backbone {name} (known: {', '.join(BACKBONES)})")
-    model = build(backbone, residual=content.get("identity", False) is True)
-    load_weights(model, content["model"], path, backbone)
-    return model.to(device)
+    if name == "paper":
+        return tensor_to_uint8(infer(model, rainy, recipe.tile_size, recipe.amp))
+    scale = thin_scale(rainy)
+    fused = ScaledSampler(rainy, rain_layer(rainy, scale=scale), scale).fused()
+    return take_off_learnt(model, rainy, fused, recipe, scale)
 
 
 def main(args):
-    device = run.device(args.device)
-    images, result = list_images(Path(args.data_path) / "input"), Path(args.result_path)
-    checkpoint = file_digest(args.model_path)  # before it is read: should it change in between, that is noticed next time
-    model = load_model(args.model_path, device)
-    record = Record("test_all.py", {"tile_size": args.tile_size, "amp": args.amp},
-                    lambda path: {"result": result / f"{path.stem}.png"}, lambda path: [path], LEARNING,
-                    {"device": device.type, "checkpoint": checkpoint}, args.overwrite)
+    device, data = run.device(args.device), Path(args.data_path)
+    trained = Path("./result_all") / Path(os.path.realpath(data)).name
+    model_path = Path(args.model_path or trained / "model.pkl")
+    images = list_images(data / "input", "put the photographs there, or name their data set with --data_path")
+    model, name = load_model(model_path, device)
+    recipe = PAPER._replace(tile_size=args.tile_size, amp=args.amp)
+    settings = {"device": device.type, "tile_size": args.tile_size, "amp": args.amp}
+    results = Results("test_all.py", args.result_path or trained / "image", settings,
+                      {"input": data / "input", "network": model_path}, lambda path: (path, model_path),
+                      overwrite=args.overwrite)
 
-    def work(path, bar):
-        derained = tensor_to_uint8(infer(model, read_image(path), args.tile_size, args.amp))
-        record.write(path, png_like(derained, path))
+    def work(path, progress):
+        photograph = read_photograph(path)
+        results.write(path, photograph_bytes(derain_with(model, photograph.image, name, recipe), photograph))
 
-    return run.each_image(images, work, result, record=record)
+    return run.each_image(images, work, [results])
 
 
 if __name__ == "__main__":
     parser = run.Parser(__doc__)
     parser.add_argument("--data_path", default="./dataset/Rain100L/", help="a data set; its photographs are in input/")
-    parser.add_argument("--model_path", default="./result_all/Rain100L/model.pkl", help="a checkpoint of sdrl_all.py")
-    parser.add_argument("--result_path", default="./result_all/Rain100L/image/", help="where the derained photographs go")
+    parser.add_argument("--model_path", help="a checkpoint of sdrl_all.py (default: ./result_all/<data set>/model.pkl)")
+    parser.add_argument("--result_path", help="where the derained photographs go (default: ./result_all/<data set>/image/)")
     run.add_inference_flags(parser)
     run.add_overwrite_flag(parser)
     run.start(main, parser)

@@ -1,5 +1,8 @@
 """Running a network over a whole photograph, in tiles where it is large; shared by all learning stages."""
+import itertools
+
 import torch
+from tqdm import tqdm
 
 from utils.image import uint8_to_tensor
 
@@ -43,13 +46,12 @@ def infer(model, rainy, tile_size=1024, amp=False):
     if len(tops) == len(lefts) == 1:
         return output(...)
     total, weights = torch.zeros(1, 3, height, width), torch.zeros(height, width)
-    for top in tops:
-        for left in lefts:
-            window = slice(top, top + tile_size), slice(left, left + tile_size)
-            tile = output(window).cpu()
-            weight = torch.outer(_fade(top, tile.shape[2], height), _fade(left, tile.shape[3], width))
-            total[(..., *window)] += tile * weight
-            weights[window] += weight
+    for top, left in tqdm(list(itertools.product(tops, lefts)), unit="tile", dynamic_ncols=True, leave=False, disable=None):
+        window = slice(top, top + tile_size), slice(left, left + tile_size)
+        tile = output(window).cpu()
+        weight = torch.outer(_fade(top, tile.shape[2], height), _fade(left, tile.shape[3], width))
+        total[(..., *window)] += tile * weight
+        weights[window] += weight
     return total / weights
 
 

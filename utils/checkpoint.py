@@ -1,0 +1,82 @@
+"""Checkpoints of a trained network: what sdrl_all.py writes, and test_all.py rebuilds the network from."""
+import io
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from models import BACKBONES, build
+from utils.image import ImageError, write_bytes
+
+
+def save(path, model, **content):
+    """Write a network's weights, and other tensors and plain values, as a file whole or not at all.
+
+    Raises ImageError where a weight is not finite; the file is left as it was.
+    """
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ImageError(f"{path}: left as it was, as weights became NaN or infinite ({name}); use a smaller --lr")
+    buffer = io.BytesIO()
+    torch.save({"model": model.state_dict(), **content}, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load(path, device="cpu"):
+    """Read a checkpoint, tensors and plain values only. Raises ImageError for a file that is none.
+
+    Nothing in it is executed, and it takes no more memory than the file has bytes.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such checkpoint; train one first with sdrl_all.py") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it refuses next
+            # torch does not compress what others could compress a thousand times; and its older formats, no zip files, could
+            # execute code up to torch 2.5
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                if sum(entry.file_size for entry in file.infolist()) > len(data):
+                    raise ValueError("compressed")
+            content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+            raise ValueError("without an entry 'model'")
+    except Exception as error:  # torch raises many kinds for what is no checkpoint; all mean the same to the user
+        raise ImageError(f"{path}: damaged, or not a checkpoint of tensors and plain values, the only kind that is opened "
+                         f"({error if type(error) is ValueError else type(error).__name__}); "
+                         "train one with sdrl_all.py") from None
+    return content
+
+
+def load_weights(model, weights, path):
+    """Put the weights of a checkpoint into a network. Raises ImageError where they are another network's or not finite."""
+    try:
+        own = model.state_dict()
+        for name, tensor in weights.items():
+            if name in own and tensor.is_floating_point() != own[name].is_floating_point():
+                raise TypeError("whole numbers in place of fractions, or the reverse")
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} has values that are NaN or infinite")
+        model.load_state_dict(weights)
+    except Exception as error:  # as many kinds as there are ways to be something else
+        detail = " ".join(str(error).split())[:200]
+        raise ImageError(f"{path}: its weights cannot be used in a {type(model).__name__} ({detail})") from None
+
+
+def load_model(path, device):
+    """The network of a checkpoint, and its recipe, "paper" or "fast".
+
+    It is rebuilt as the checkpoint says; one that says nothing holds a Unet of the paper's recipe (the authors' format).
+    Raises ImageError for a file that is no checkpoint or holds something else.
+    """
+    content = load(path, device)
+    backbone = content.get("backbone", "Unet")
+    if not isinstance(backbone, str) or backbone not in BACKBONES:
+        raise ImageError(f"{path}: holds an unknown backbone {str(backbone)[:50]!r} (known: {', '.join(BACKBONES)})")
+    model = build(backbone, residual=content.get("identity", False) is True)
+    load_weights(model, content["model"], path)
+    return model.to(device), "fast" if content.get("recipe") == "fast" else "paper"

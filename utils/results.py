@@ -1,0 +1,162 @@
+"""Which results are done, and of which run: each folder of results holds a run.json that says how they were made.
+
+As `make` has it, a result is done if it is there and not older than what it was made from. Results of another run are moved
+to a sub-folder earlier-1/, earlier-2/, ..., with one line that says so: a folder holds the results of one run.
+"""
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.image import ImageError, one_line, write_bytes
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there, processes on one folder do not share the work
+    fcntl = None
+
+RUN = "run.json"
+
+
+def read_run(folder):
+    """What the run.json of a folder says; {} where there is none, or a damaged one."""
+    try:
+        found = json.loads((Path(folder) / RUN).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    whole = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("settings", "made_from"))
+    return found if whole else {}
+
+
+def check_made_for(folder, images, recipe, hint):
+    """Raise ImageError where the masks, layers or references in a folder are of other photographs or of the other recipe.
+
+    images: the folder of the photographs. hint: what to run. A folder without run.json is the user's own, and is believed.
+    """
+    run = read_run(folder)
+    made_by = run.get("settings", {}).get("recipe", recipe)
+    if made_by != recipe:
+        raise ImageError(f"{folder}: made with --recipe={made_by}, where --recipe={recipe} needs its own; {hint}")
+    source = run.get("made_from", {}).get("input")
+    if isinstance(source, str) and os.path.realpath(Path(folder, source)) != os.path.realpath(images):
+        raise ImageError(f"{folder}: made from the photographs in {Path(os.path.normpath(Path(folder, source)))}, "
+                         f"not from those in {images}; {hint}")
+
+
+class Results:
+    """The results of one run in a folder: <stem>.png for each photograph, or with suffix="" a sub-folder <stem>.
+
+    stage: the script's name. settings: {flag: value} of all that decides on the results. made_from: {name: folder or file}
+    that they are made from; "input" are the photographs. sources: a function from a photograph's path to the files or
+    folders that its result is made from. overwrite: nothing counts as done, and what is there is replaced. flag: that of
+    the folder.
+    """
+
+    libraries = ("numpy", "cv2", "PIL", "torch")  # whose versions decide on the bytes, where they are loaded
+
+    def __init__(self, stage, folder, settings, made_from, sources=lambda path: [path], suffix=".png", overwrite=False,
+                 flag="--result_path"):
+        self.folder, self.sources, self.suffix, self.overwrite, self.flag = Path(folder), sources, suffix, overwrite, flag
+        place = os.path.realpath(folder)  # as seen from there, so that a data set can be moved as a whole
+        run = {"stage": stage, "settings": settings,
+               "versions": {name: sys.modules[name].__version__ for name in self.libraries if name in sys.modules},
+               "made_from": {name: os.path.relpath(os.path.realpath(path), place) for name, path in made_from.items()}}
+        self.run, self.lock = json.loads(json.dumps(run)), None  # as it will be read back
+
+    def path(self, image):
+        return self.folder / f"{image.stem}{self.suffix}"
+
+    def done(self, image):
+        """Whether the result of a photograph is there and not older than its sources."""
+        try:
+            age = self.path(image).stat().st_mtime_ns
+            return all(os.stat(source).st_mtime_ns <= age for source in self.sources(image))
+        except (OSError, ImageError):  # an ImageError where a source is missing; doing it will say so
+            return False
+
+    def prepare(self, images):
+        """Before the first image: make the folder, move away what is another run's or older than its photograph.
+
+        Raises ImageError for a folder that cannot take results, and where files would be replaced that no run has made.
+        """
+        self.check()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        there = [self.path(image) for image in images if self.path(image).exists()]
+        found = read_run(self.folder)
+        if self.overwrite:
+            for path in there:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif there and not found:
+            raise ImageError(f"{self.folder}: no {RUN} says what made {there[0].name}"
+                             f"{f' and {len(there) - 1} more' * (len(there) > 1)}; name another folder for the results, or "
+                             "replace what is there with --overwrite")
+        elif found and found != self.run:
+            ours = [path for path in self.folder.iterdir() if (path.suffix == self.suffix if self.suffix else path.is_dir())]
+            self.set_aside([path for path in ours if not path.name.startswith((".", "earlier-"))],
+                           f"of another run ({difference(found, self.run)})")
+        else:
+            self.set_aside([self.path(image) for image in images if self.path(image).exists() and not self.done(image)],
+                           "older than what they were made from")
+        if found != self.run:
+            write_bytes(self.folder / RUN, json.dumps(self.run, indent=1).encode())
+
+    def check(self):
+        """Raise ImageError for a folder that cannot be written to, or that holds another part of the data set."""
+        existing = next(part for part in (self.folder, *self.folder.parents) if part.exists() or part.is_symlink())
+        other = f"name another folder with {self.flag}"
+        if not existing.is_dir():
+            raise ImageError(f"{existing}: a file, but a folder for results is needed there; move it, or {other}")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ImageError(f"{existing}: no permission to write there; {other}")
+        images = Path(self.folder, self.run["made_from"]["input"])
+        parts = [images, *(images.parent / name for name in ("target", "ldgp", "sdr") if f"{name}.py" != self.run["stage"])]
+        for part in parts:
+            if os.path.realpath(part) == os.path.realpath(self.folder):
+                raise ImageError(f"{self.folder}: results would get among the files of {part.name}/; {other}")
+
+    def set_aside(self, paths, why):
+        """Move results, with a copy of their run.json, to a new sub-folder of theirs, and say so in one line."""
+        if not paths:
+            return
+        aside = next(path for path in (self.folder / f"earlier-{number}" for number in itertools.count(1)) if not path.exists())
+        aside.mkdir(exist_ok=True)
+        shutil.copyfile(self.folder / RUN, aside / RUN)
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                path.rename(aside / path.name)
+        text = f"{self.run['stage']}: {self.folder}: {len(paths)} results {why} moved to {aside}"
+        tqdm.write(one_line(text), file=sys.stderr)
+
+    def claim(self, image):
+        """Whether this process may make a result: not if another one has begun to.
+
+        A claim is a lock on a byte of run.json: it ends with its process, and leaves nothing behind.
+        """
+        if fcntl is None:
+            return True
+        self.lock = self.lock or open(self.folder / RUN, "r+b")
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, zlib.crc32(image.stem.encode(errors="surrogateescape")))
+        except OSError:
+            return False
+        return True
+
+    def write(self, image, data):
+        write_bytes(self.path(image), data)
+
+
+def difference(then, now):
+    """In words, how two runs differ."""
+    words = [] if then.get("stage") == now["stage"] else [f"{then.get('stage')}, now {now['stage']}"]
+    for part, dashes in (("settings", "--"), ("made_from", "from "), ("versions", "")):
+        old, new = then.get(part), now[part]
+        old = old if isinstance(old, dict) else {}
+        words += [f"{dashes}{name} {str(old.get(name))[:40]}, now {str(new.get(name))[:40]}"
+                  for name in dict.fromkeys((*new, *old)) if old.get(name) != new.get(name)]
+    return f"{'; '.join(words[:3])}{'; ...' * (len(words) > 3)}"
