@@ -434,8 +434,9 @@ def main(args):
     results = Results("ldgp.py", target, settings, {"input": source}, overwrite=args.overwrite, flag="--save_path")
 
     def work(path, progress):
+        image = read_image(path)
         try:
-            rain = find_rain_in(read_image(path), **settings)
+            rain = find_rain_in(image, **settings)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
         results.write(path, png_bytes(rain))

@@ -223,6 +223,8 @@ def main(args):
         photograph = read_photograph(path)
         results.write(path, photograph_bytes(derain_with(final, photograph.image, name, recipe), photograph))
 
+    if rank == 0:
+        results.prepare(images.values())  # of those that were left out too: an older network's result must not stay
     return run.each_image({path.stem: path for path, _ in pairs}, work, [results], failed=failed)
 
 

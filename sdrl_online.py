@@ -18,6 +18,8 @@ from utils.image import (ImageError, check_image, check_size, list_images, photo
 from utils.inference import model_device
 from utils.results import Results, check_made_for, read_run
 
+MASKS = {"patch_size": 80, "kernel_size": 10, "true_cells": False}  # how ldgp.py makes them where it is told nothing else
+
 
 def derain_online(model, rainy, mask, recipe=PAPER, sdr_num=50, nss=None, report=None):
     """Train a fresh network on one rainy image against references that it draws itself, a new one in every step.
@@ -76,7 +78,8 @@ def main(args):
             f'--save_path="{masks_path}"')
     check_made_for(masks_path, source, args.recipe, hint)
     masks = list_images(masks_path, optional=True)
-    how = read_run(masks_path).get("settings", {"recipe": args.recipe})  # missing ones are made as the others were
+    how = {"recipe": "fast"} if fast else {"recipe": "paper", **MASKS}
+    how = read_run(masks_path).get("settings", how)  # missing ones are made as the others were
     made = Results("ldgp.py", masks_path, how, {"input": source}, flag="--ldgp_path")
     can_write = os.access(next(part for part in (masks_path, *masks_path.parents) if part.exists()), os.W_OK)
     settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}
@@ -84,7 +87,7 @@ def main(args):
     results = Results("sdrl_online.py", args.result_path or data / "result", settings, {"input": source, "ldgp": masks_path},
                       lambda path: [path, masks.get(path.stem, path)], overwrite=args.overwrite)
     missing = [path for stem, path in images.items() if stem not in masks]
-    if missing and can_write and run.ranks()[0] == 0:
+    if missing and can_write and not read_run(masks_path) and run.ranks()[0] == 0:
         made.prepare(missing)
 
     def mask_of(path, rainy):
