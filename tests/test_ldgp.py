@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 import ldgp
 from ldgp import (FINE, RainPrice, chroma_weight, dominant_angle, line_maps, line_planes, patch_angle, rain_direction,
                   rain_layer, rain_mask, rotation, solve_layer, thin_scale)
-from utils.image import ImageError, check_note, png_bytes, read_image, read_mask, read_note, write_png
+from utils.image import ImageError, png_bytes, read_image, read_mask
 from utils.metrics import psnr
 from utils.rain import add_rain
 
-from conftest import ROOT
+from conftest import ROOT, write_png
 
 PUBLISHED = [str(number) for number in range(1, 41)]
 
@@ -288,34 +287,3 @@ def test_large_photographs_are_looked_at_where_their_rain_is_thin():
     assert layer.shape == large.shape[:2] and (layer <= large.mean(axis=2)).all()
     derained = cv2.resize(without(large, layer), rainy.shape[1::-1], interpolation=cv2.INTER_AREA)
     assert psnr(derained, clean) > psnr(without(rainy, rain_layer(rainy)), clean) - 0.5
-
-
-# ---- notes
-
-
-@pytest.mark.parametrize("note", ["rain layer, scale 4", "guided, scale 1", ""])
-def test_a_note_is_read_back_and_changes_no_pixel(tmp_path, note):
-    image = noise(3, 9, 12)
-    (tmp_path / "x.png").write_bytes(png_bytes(image, note=note))
-    assert read_note(tmp_path / "x.png") == note and np.array_equal(read_image(tmp_path / "x.png"), image)
-    assert note or png_bytes(image, note=note) == png_bytes(image)
-    assert Image.open(tmp_path / "x.png").text.get("Rain2Avoid", "") == note  # so its check sum is right, too
-
-
-def test_what_is_no_note_is_none(tmp_path):
-    assert read_note(tmp_path / "missing.png") == read_note(tmp_path) == ""
-    for data in (b"", b"GIF89a", png_bytes(noise(3, 9, 12), note="guided, scale 2")[:40]):
-        (tmp_path / "x.png").write_bytes(data)
-        assert read_note(tmp_path / "x.png") == ""
-
-
-def test_a_note_must_be_of_the_kind_that_is_needed(tmp_path):
-    path = tmp_path / "x.png"
-    for note, kind, scale in (("", "", 1), ("rain layer, scale 4", "rain layer", 4), ("guided, scale 16", "guided", 16)):
-        path.write_bytes(png_bytes(noise(3, 9, 12), note=note))
-        assert check_note(path, kind, "") == scale
-    for note, kind in (("", "guided"), ("guided, scale 1", ""), ("guided, scale 1", "rain layer"), ("guided", "guided"),
-                       ("guided, scale 0", "guided"), ("guided, scale 4 or 5", "guided"), ("what else", "")):
-        path.write_bytes(png_bytes(noise(3, 9, 12), note=note))
-        with pytest.raises(ImageError, match="x.png.*; do this"):
-            check_note(path, kind, "do this")

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 import sdr
 from sdr import GuidedSampler, Sampler, ScaledSampler, fuse, sample_references, write_references
 from sdrl_online import fresh_references
-from utils.image import ImageError, png_bytes, read_image, read_mask, write_png
+from utils.image import ImageError, png_bytes, read_image, read_mask
+
+from conftest import write_png
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 DRAWS = 400  # references, where their law is looked at
