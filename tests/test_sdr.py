@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import sdr
 from sdr import GuidedSampler, Sampler, ScaledSampler, fuse, sample_references, write_references
 from sdrl_online import fresh_references
-from utils.image import ImageError, png_bytes, read_image, read_mask
+from utils.image import png_bytes, read_image, read_mask
 
-from conftest import write_png
+from conftest import DATA, SDR, complaint, stage, write_png
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 DRAWS = 400  # references, where their law is looked at
@@ -480,49 +480,41 @@ def test_a_failure_while_writing_leaves_the_folder_as_it_was(tmp_path, monkeypat
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Two photographs with their masks; the flags that name the folders."""
+    """The folder of two photographs with their masks."""
     for seed, stem in enumerate(("a", "b")):
-        write_png(tmp_path / f"input/{stem}.png", colours(seed, 20, 30))
-        write_png(tmp_path / f"ldgp/{stem}.png", speckled(seed, 20, 30))
-    flags = {"input": "input_path", "ldgp": "ldgp_path", "sdr": "save_path", "sdr(fuse)": "fuse_save_path"}
-    return tmp_path, [word for folder, flag in flags.items() for word in (f"--{flag}", tmp_path / folder)]
+        write_png(tmp_path / DATA / f"input/{stem}.png", colours(seed, 20, 30))
+        write_png(tmp_path / DATA / f"ldgp/{stem}.png", speckled(seed, 20, 30))
+    return tmp_path / DATA
 
 
-def test_the_script_writes_what_the_functions_give(dataset, script):
-    folder, flags = dataset
-    options = {"K": 5, "k": 1, "pow": 1, "threshold": 100}
-    done = script("sdr.py", *flags, "--sdr_num=4", "--seed=9", *[f"--{name}={value}" for name, value in options.items()])
+def test_the_script_writes_what_the_functions_give(dataset, tmp_path):
+    done = stage(SDR, "--sdr_num=4 --seed=9 --K=5 --k=1 --pow=1 --threshold=100", tmp_path)
     assert "2 images, 0 failed" in done.stdout.splitlines()[-1]
     for seed, stem in enumerate(("a", "b")):
-        references = literal.references(colours(seed, 20, 30), speckled(seed, 20, 30), 4, 9, **options)
-        written = folder_of(folder / "sdr" / stem)
-        assert sorted(written) == ["0.png", "1.png", "2.png", "3.png"]
-        assert all(np.array_equal(written[f"{n}.png"], references[n]) for n in range(4))
-        assert np.array_equal(read_image(folder / f"sdr(fuse)/{stem}.png"), fuse(references))
-    script("sdr.py", *flags, "--sdr_num=2", "--independent")
+        image, mask = colours(seed, 20, 30), speckled(seed, 20, 30)
+        references = literal.references(image, mask, 4, 9, K=5, k=1, pow=1, threshold=100)
+        written = folder_of(dataset / "sdr" / stem)
+        assert len(written) == 4 and all(np.array_equal(written[f"{n}.png"], references[n]) for n in range(4))
+        assert np.array_equal(read_image(dataset / f"sdr(fuse)/{stem}.png"), fuse(references))
+    stage(SDR, "--sdr_num=2 --independent", tmp_path)
     own = sample_references(colours(0, 20, 30), speckled(0, 20, 30), 2, independent=True)
-    assert [np.array_equal(image, own[int(name[0])]) for name, image in folder_of(folder / "sdr/a").items()] == [True] * 2
+    written = folder_of(dataset / "sdr/a")
+    assert len(written) == 2 and all(np.array_equal(written[f"{n}.png"], own[n]) for n in range(2))
 
 
-def test_an_image_without_a_fitting_mask_is_named_with_what_to_do(dataset, script):
-    folder, flags = dataset
-    (folder / "ldgp/a.png").unlink()
-    write_png(folder / "ldgp/b.png", speckled(0, 20, 31))
-    write_png(folder / "input/c.png", colours(3, 6, 7))
-    write_png(folder / "ldgp/c.png", speckled(3, 6, 7))
-    done = script("sdr.py", *flags, "--sdr_num=2", ok=False)
+def test_an_image_without_a_fitting_mask_is_named_with_what_to_do(dataset, tmp_path):
+    (dataset / "ldgp/a.png").unlink()
+    write_png(dataset / "ldgp/b.png", speckled(0, 20, 31))
+    write_png(dataset / "input/c.png", colours(3, 6, 7))
+    write_png(dataset / "ldgp/c.png", speckled(3, 6, 7))
+    done = stage(SDR, "--sdr_num=2", tmp_path, ok=False)
     assert "run ldgp.py first: python ldgp.py --input_path=" in done.stderr and "a.png: nothing for it" in done.stderr
     assert "31x20, but" in done.stderr and "Traceback" not in done.stderr
     assert "3 images, 2 failed" in done.stdout.splitlines()[-1]
-    assert [path.name for path in (folder / "sdr").glob("[!.]*")] == ["c"]
+    assert [path.name for path in (dataset / "sdr").iterdir() if path.is_dir()] == ["c"]
 
 
 @pytest.mark.parametrize("flag", ["--k=2", "--K=0", "--pow=-1", "--threshold=256", "--sdr_num=0", "--seed=-1"])
-def test_flags_without_meaning_are_refused_in_one_line(dataset, script, flag):
-    done = script("sdr.py", *dataset[1], flag, ok=False)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and flag.split("=")[0] in done.stderr
-
-
-def test_a_missing_folder_is_an_image_error(tmp_path):
-    with pytest.raises(ImageError, match="no such folder"):
-        sdr.main(mock.Mock(input_path=tmp_path / "none", ldgp_path=tmp_path))
+def test_flags_without_meaning_are_refused_in_one_line(dataset, tmp_path, flag):
+    done = stage(SDR, flag, tmp_path, ok=False)
+    assert done.returncode == 2 and complaint(done, flag.split("=")[0])
