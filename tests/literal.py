@@ -139,10 +139,11 @@ def distance(colours, rain, p, q, half):
 
 
 def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=288, light=128):
-    """Yield (y, x, its S draws' probabilities, what they take off the channels before rounding) for every pixel with rain."""
+    """Yield (y, x, its S draws' probabilities, what they take off the channels, J there) for every pixel with rain."""
     colours, layer = image.astype(np.float64), layer.astype(np.float64)
     height, width = layer.shape
-    brightness = np.clip(colours - layer[..., None], 0, 255).mean(axis=2)
+    derained = np.clip(colours - layer[..., None], 0, 255)
+    brightness = derained.mean(axis=2)
     reach = window // 2
 
     def mirrored(y, x):
@@ -159,7 +160,7 @@ def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=28
         return np.array([red - green, green - blue])
 
     for y, x in zip(*np.nonzero(layer)):
-        weights, taken = [], []
+        weights, taken, seen = [], [], []
         for v in range(y - reach, y + reach + 1):
             for u in range(x - reach, x + reach + 1):
                 m = np.mean([(brightness[mirrored(y + dy, x + dx)] - brightness[mirrored(v + dy, u + dx)]) ** 2
@@ -171,15 +172,17 @@ def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=28
                 weights.append(weight * np.exp(-m / pattern) * np.exp(-((here - there) ** 2) / light))
                 new = here + (1 - np.exp(-layer[y, x] / rain)) * (there - here)
                 taken.append(max(0, colours[y, x].mean() - new))
-        yield y, x, np.array(weights) / np.sum(weights), np.array(taken)
+                seen.append(derained[mirrored(v, u)])
+        yield y, x, np.array(weights) / np.sum(weights), np.array(taken), np.array(seen)
 
 
 def guided_expectation(image, layer, rounded=False, **widths):
     """The mean of infinitely many guided samples, (H, W, 3) float64, of whole levels or before rounding."""
     result = image.astype(np.float64)
-    for y, x, probabilities, taken in guided_laws(image, layer, **widths):
-        drawn = np.maximum(image[y, x] - (np.rint(taken) if rounded else taken)[:, None], 0)
-        result[y, x] = probabilities @ drawn
+    for y, x, probabilities, taken, seen in guided_laws(image, layer, **widths):
+        taken, seen = (np.rint(taken), np.rint(seen)) if rounded else (taken, seen)
+        drawn = np.maximum(image[y, x] - taken[:, None], 0)
+        result[y, x] = probabilities @ np.where(image[y, x] >= 254, np.minimum(image[y, x], seen), drawn)
     return result
 
 
