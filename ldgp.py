@@ -329,21 +329,27 @@ def solve_layer(bright, weight, price, inside, rounds=4, steps=35):
     (h, w) float32; price: b in the first round, later times `later_price`; inside: (h, w) uint8. Returns (h, w) float32.
     """
     rain = along_dual = price_dual = across_dual = np.zeros_like(bright)
-    change, most, inverse = differences(bright, 1), STEP * weight, inverse_spectrum(*bright.shape)
+    change, inverse = differences(bright, 1), inverse_spectrum(*bright.shape)
+    most, least = STEP * weight, -STEP * weight
     for number in range(rounds):
         cost = np.float32(STEP * price) * (later_price(rain, inside) if number else np.float32(1))
         for _ in range(steps):
-            along = differences(rain, 0) + along_dual
+            along = differences(rain, 0)
+            along += along_dual
             along_dual = np.minimum(np.maximum(along, -STEP), STEP)
             here = rain + price_dual
             price_dual = np.minimum(here, cost)
-            across = differences(rain, 1) - change + across_dual
-            across_dual = np.minimum(np.maximum(across, -most), most)
+            across = differences(rain, 1)
+            across += across_dual - change
+            across_dual = np.minimum(np.maximum(across, least), most)
             right = cv2.scaleAdd(price_dual, -2, here)
             right += differences_transposed(cv2.scaleAdd(along_dual, -2, along), 0)
-            right += differences_transposed(cv2.scaleAdd(across_dual, -2, across) + change, 1)
-            spectrum = cv2.dft(right) * inverse
-            rain = np.minimum(np.maximum(cv2.dft(spectrum, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE), 0), bright)
+            across += change
+            right += differences_transposed(cv2.scaleAdd(across_dual, -2, across), 1)
+            spectrum = cv2.dft(right)
+            spectrum *= inverse
+            rain = cv2.dft(spectrum, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE)
+            rain = np.minimum(np.maximum(rain, 0), bright)
     return rain
 
 
