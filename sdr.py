@@ -15,8 +15,7 @@ import numpy as np
 
 from ldgp import thin_scale
 from utils import run
-from utils.image import (PNG_FAST, check_image, check_size, companion, list_images, png_bytes, read_image, read_mask, shrink,
-                         take_off)
+from utils.image import PNG_FAST, check_image, check_size, companion, list_images, png_bytes, read_image, read_mask, shrink
 from utils.results import Results, check_made_for
 
 CHUNK = 1 << 20  # weights held at once, about: photographs are worked on in strips
@@ -164,6 +163,7 @@ def fuse(references):
 WINDOW = 11  # pixels a side of the window that candidates come from
 RAIN, SPACE, CHROMA, PATTERN, LIGHT = 4, 18, 50, 288, 128  # what the exponents of a weight are divided by; by trials
 SMALLEST = -87  # least exponent of a weight: processors are slow with float32 numbers that are smaller still
+CUT_OFF = 254  # grey levels: a channel that rain has driven so far may have been cut off at 255
 STRIP = 1 << 15  # pixels that the expectation works on at once: their arrays fit a processor's cache of 2 MB
 
 
@@ -175,9 +175,10 @@ class GuidedSampler:
 
         exp(-R(q)/rain - |p-q|^2/space - |C(p)-C(q)|^2/chroma - m(p,q)/pattern - (L(p)-L(q))^2/light),
 
-    m being the mean over 3x3 offsets o of (L(p+o)-L(q+o))^2. Where p has a channel of 254 or more, which may have been cut
-    off, the term of C is left out. The new brightness is L(p) + (1-exp(-R(p)/rain)) (L(q)-L(p)). What the mean of I's
-    channels exceeds it by is taken off all three, so C stays as it is. Beyond the border the photograph is mirrored.
+    m being the mean over 3x3 offsets o of (L(p+o)-L(q+o))^2. The new brightness is L(p) + (1-exp(-R(p)/rain)) (L(q)-L(p)).
+    What the mean of I's channels exceeds it by is taken off all three, so C stays as it is. But a channel of 254 or more may
+    have been cut off: it becomes J's at q, if that is less, and such a p weighs without the term of C.
+    Beyond the border the photograph is mirrored.
     image: (H, W, 3) uint8 BGR; layer: (H, W) uint8 or float, grey levels of rain, at least 0; window: odd; the others: above 0.
     Raises ValueError for arrays of another shape, type or range and for parameters without meaning.
     """
@@ -196,20 +197,21 @@ class GuidedSampler:
 
         layer = np.minimum(layer, 255).astype(np.float32)
         channels = [plane.astype(np.float32) for plane in cv2.split(image)]
-        mean, clean = (sum(planes) / 3 for planes in (channels, [np.maximum(plane - layer, 0) for plane in channels]))
+        derained = [np.maximum(plane - layer, 0) for plane in channels]
+        mean, clean = (sum(planes) / 3 for planes in (channels, derained))
         self.rainy, self.strength = layer > 0, 1 - np.exp(-layer / rain)
         self.most = mean - (1 - self.strength) * clean  # less strength * L(q), it is what a draw takes off the channels
-        self.light = pad(clean)
+        self.light, self.clean = pad(clean), np.stack([pad(plane) for plane in derained])
         self.rain_term = pad(np.maximum(-layer / rain, -70))  # above SMALLEST, so that a pixel's own weight stays the larger
         self.chroma = [pad((b - a) / np.float32(chroma**0.5)) for a, b in zip(channels, channels[1:])]
-        self.chroma_sign = np.where(np.max(channels, axis=0) < 254, np.float32(-1), np.float32(0))
+        self.chroma_sign = np.where(np.max(channels, axis=0) < CUT_OFF, np.float32(-1), np.float32(0))
         self.kernel = np.full((3, 3), -1 / (9 * pattern), np.float32)  # for squared differences of L: their mean, m, ...
         self.kernel[1, 1] -= 1 / light  # ... and the middle one once more
         dy, dx = np.mgrid[:window, :window] - window // 2
         self.shift = (dy * self.light.shape[1] + dx).ravel()  # of each place, in flat pixels of the padded planes
 
     def weights(self, top, bottom):
-        """Yield, place by place, the weights of all pixels in rows top to bottom, and L(q): (rows, W) float32 each."""
+        """Yield, place by place, the weights of all pixels in rows top to bottom, (rows, W) float32, and where q is, padded."""
         tall, wide, reach = bottom - top, self.shape[1], self.window // 2
 
         def at(plane, dy, dx, around=0):
@@ -224,7 +226,8 @@ class GuidedSampler:
             first, second = (cv2.subtract(at(plane, reach, reach), at(plane, dy, dx)) for plane in self.chroma)
             chroma = cv2.accumulateProduct(second, second, cv2.multiply(first, first))  # adds a product to its last argument
             exponent = cv2.accumulateProduct(chroma, self.chroma_sign[top:bottom], exponent)
-            yield cv2.exp(np.maximum(exponent, SMALLEST)), at(self.light, dy, dx)
+            there = slice(top + dy + 1, bottom + dy + 1), slice(dx + 1, dx + 1 + wide)
+            yield cv2.exp(np.maximum(exponent, SMALLEST)), there
 
     def expectation(self):
         """The mean of infinitely many SDRs that are not rounded, (H, W, 3) float32 in [0, 255]."""
@@ -233,11 +236,15 @@ class GuidedSampler:
             rows = slice(top, pixels[-1] // self.shape[1] + 1)
             channels, most, strength = cv2.split(expected[rows]), self.most[rows], self.strength[rows]
             total, *taken = (np.zeros(most.shape, np.float32) for _ in range(4))
-            for weight, light in self.weights(rows.start, rows.stop):
-                amount = np.maximum(cv2.subtract(most, cv2.multiply(strength, light)), 0)
+            cut_off = [np.nonzero(self.rainy[rows] & (channel >= CUT_OFF)) for channel in channels]
+            for weight, there in self.weights(rows.start, rows.stop):
+                amount = np.maximum(cv2.subtract(most, cv2.multiply(strength, self.light[there])), 0)
                 cv2.accumulate(weight, total)
-                for channel, sums in zip(channels, taken):
-                    cv2.accumulateProduct(weight, cv2.min(amount, channel), sums)
+                for channel, cut, clean, sums in zip(channels, cut_off, self.clean, taken):
+                    less = cv2.min(amount, channel)
+                    if len(cut[0]):
+                        less[cut] = np.maximum(channel[cut] - clean[there][cut], 0)
+                    cv2.accumulateProduct(weight, less, sums)
             expected[rows] -= np.stack(taken, axis=2) / total[..., None]
         return expected
 
@@ -247,12 +254,13 @@ class GuidedSampler:
             yield pixels, cumulate(np.stack([weight.take(pixels - top * self.shape[1]) for weight, _ in weights]))
 
     def colours(self, pixels, place):
-        """The pixels' own colours less the same whole number of levels in each channel, where they have so many."""
+        """The pixels' own colours less the same whole levels in each channel, as far as it goes; J's where one was cut off."""
         padded = pixels + pixels // self.shape[1] * 2 * self.margin + self.margin * (self.shape[1] + 2 * self.margin + 1)
-        light = self.light.take(padded + self.shift.take(place))
-        amount = self.most.take(pixels) - self.strength.take(pixels) * light
-        colours = self.flat.take(pixels, axis=0)
-        return colours - np.minimum(colours, amount.clip(0, 255).round().astype(np.uint8)[:, None])
+        drawn = padded + self.shift.take(place)
+        amount = self.most.take(pixels) - self.strength.take(pixels) * self.light.take(drawn)
+        colours, clean = self.flat.take(pixels, axis=0), np.stack([plane.take(drawn) for plane in self.clean], axis=1)
+        less = colours - np.minimum(colours, amount.clip(0, 255).round().astype(np.uint8)[:, None])
+        return np.where(colours >= CUT_OFF, np.minimum(colours, clean.round().astype(np.uint8)), less)
 
     def references(self, sdr_num=50, seed=0, independent=False):
         """Yield SDRs one by one, each (H, W, 3) uint8: see `draw_references`."""
@@ -281,14 +289,12 @@ class ScaledSampler:
         return np.rint(self.expectation()).astype(np.uint8)
 
     def enlarged(self, derained):
-        """The photograph less what its small version has lost: the same off each channel, as far as it goes. Of one type."""
+        """The photograph less what its small version has lost, of the same type."""
         if self.small.shape == self.image.shape:
             return derained
-        lost = (self.small - derained.astype(np.float32)).max(axis=2)  # of the channels, one that was not cut off at 0
-        if derained.dtype == np.uint8:
-            return take_off(self.image, lost)
-        lost = cv2.resize(lost, self.image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-        return np.maximum(self.image - np.maximum(lost, 0)[..., None], 0)
+        lost = cv2.resize(self.small - derained.astype(np.float32), self.image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        lost = np.maximum(np.rint(lost) if derained.dtype == np.uint8 else lost, 0)
+        return np.maximum(self.image - lost, 0).astype(derained.dtype)
 
 
 def write_references(references, folder):

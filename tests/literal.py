@@ -81,30 +81,34 @@ def half_window(mask, y, x, half):
 
 
 def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=288, light=128):
-    """Yield (y, x, its S draws' probabilities, what they take off the channels before rounding) for every pixel with rain."""
+    """Yield (y, x, its S draws' probabilities, what they take off the channels, J there) for every pixel with rain."""
     colours, reach = image.astype(np.float64), window // 2
-    clean = np.clip(colours - layer.astype(np.float64)[..., None], 0, 255).mean(axis=2)
-    planes = (clean, layer.astype(np.float64), colours[..., 2] - colours[..., 1], colours[..., 1] - colours[..., 0])
-    L, R, *C = (np.pad(plane, reach + 1, mode="reflect") for plane in planes)
+    derained = np.clip(colours - layer.astype(np.float64)[..., None], 0, 255)
+    hues = colours[..., 2] - colours[..., 1], colours[..., 1] - colours[..., 0]
+    planes = derained.mean(axis=2), layer.astype(np.float64), *hues, *np.moveaxis(derained, 2, 0)
+    L, R, red_green, green_blue, *J = (np.pad(plane, reach + 1, mode="reflect") for plane in planes)
     for y, x in np.argwhere(layer > 0):
-        p, weights, taken = (y + reach + 1, x + reach + 1), [], []
+        p, weights, taken, seen = (y + reach + 1, x + reach + 1), [], [], []
         for dy, dx in np.ndindex(window, window):
             q = y + 1 + dy, x + 1 + dx
             here, there = (L[v - 1 : v + 2, u - 1 : u + 2] for v, u in (p, q))
             exponent = -R[q] / rain - ((dy - reach) ** 2 + (dx - reach) ** 2) / space
             exponent -= np.mean((here - there) ** 2) / pattern + (L[p] - L[q]) ** 2 / light
             if colours[y, x].max() < 254:
-                exponent -= sum((plane[p] - plane[q]) ** 2 for plane in C) / chroma
+                exponent -= ((red_green[p] - red_green[q]) ** 2 + (green_blue[p] - green_blue[q]) ** 2) / chroma
             weights.append(np.exp(exponent))
             taken.append(max(0, colours[y, x].mean() - L[p] - (1 - np.exp(-R[p] / rain)) * (L[q] - L[p])))
-        yield y, x, np.array(weights) / np.sum(weights), np.array(taken)
+            seen.append([plane[q] for plane in J])
+        yield y, x, np.array(weights) / np.sum(weights), np.array(taken), np.array(seen)
 
 
 def guided_expectation(image, layer, rounded=False, power=1, **widths):
     """The mean of this power of infinitely many guided samples, (H, W, 3) float64, of whole levels or before rounding."""
     result = image.astype(np.float64) ** power
-    for y, x, probabilities, taken in guided_laws(image, layer, **widths):
-        drawn = np.maximum(image[y, x] - (np.rint(taken) if rounded else taken)[:, None], 0)
+    for y, x, probabilities, taken, seen in guided_laws(image, layer, **widths):
+        taken, seen = (np.rint(taken), np.rint(seen)) if rounded else (taken, seen)
+        drawn = np.maximum(image[y, x] - taken[:, None], 0)
+        drawn = np.where(image[y, x] >= 254, np.minimum(image[y, x], seen), drawn)
         result[y, x] = probabilities @ drawn**power
     return result
 

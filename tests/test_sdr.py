@@ -375,6 +375,15 @@ def test_guided_samples_change_brightness_only():
     assert np.array_equal(GuidedSampler(black, speckled(0, 8, 9)).expectation(), black)
 
 
+def test_a_channel_that_rain_cuts_off_takes_the_colour_of_its_neighbours():
+    scene = np.full((20, 24, 3), (120, 160, 230), np.uint8)
+    layer = np.where(np.arange(24) % 8 == 3, 60, 0).astype(np.uint8) + np.zeros((20, 1), np.uint8)
+    rainy = np.minimum(scene.astype(int) + layer[..., None], 255).astype(np.uint8)
+    sampler = GuidedSampler(rainy, layer)
+    assert rainy.max() == 255 and all(np.array_equal(one[..., 2], scene[..., 2]) for one in sampler.references(5))
+    assert np.abs(sampler.expectation()[..., 2] - 230.0).max() < 1e-3
+
+
 def test_a_large_photograph_is_sampled_small_and_keeps_its_details():
     """At scale 1 it is the guided sampler; at 2 the light is enlarged, the same off each channel, and fine checks stay."""
     image, layer = colours(8, 24, 30) // 2 + 90, np.minimum(speckled(8, 24, 30), 40)  # no channel is cut off
