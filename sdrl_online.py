@@ -4,6 +4,7 @@
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
 import os
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -28,9 +29,28 @@ def derain_online(model, rainy, mask, recipe=PAPER, sdr_num=50, nss=None, report
     `sdr.Sampler`. report: called with each step's loss. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
     """
     device = model_device(model)
-    sampler, random = Sampler(rainy, mask, **(nss or {})).to(device), torch.Generator(device).manual_seed(recipe.seed)
+    references = fresh_references(Sampler(rainy, mask, **(nss or {})), torch.Generator(device).manual_seed(recipe.seed))
     steps = recipe.steps or recipe.epoch * sdr_num
-    return learn_references(model, rainy, (sampler.fresh(random) for _ in range(steps)), recipe, report)
+    return learn_references(model, rainy, islice(references, steps), recipe, report)
+
+
+def fresh_references(sampler, random):
+    """Yield SDRs without end, tensors (H, W, 3) uint8, in which every pixel draws for itself by the weights of NSS.
+
+    sampler: an `sdr.Sampler`. random: a torch.Generator, on whose device all is held and drawn.
+    """
+    def there(array):
+        return torch.from_numpy(array).to(random.device)
+
+    flat, shift = there(sampler.flat), there(sampler.shift)
+    chunks = [(there(pixels), there(cumulative)) for pixels, cumulative in sampler.chunks()]
+    while True:
+        reference = flat.clone()
+        for pixels, cumulative in chunks:
+            uniforms = torch.rand(len(pixels), dtype=torch.float64, device=random.device, generator=random)
+            place = (cumulative <= uniforms).sum(dim=0)
+            reference[pixels] = flat[pixels + shift[place]]
+        yield reference.reshape(sampler.image.shape)
 
 
 def derain_photograph(rainy, learn=False, backbone="Unet", device="cpu", recipe=None, report=None):

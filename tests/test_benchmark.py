@@ -1,29 +1,38 @@
 """The benchmark runs and prints what it measured; how fast anything is, no test asserts."""
-import shutil
+import pytest
 
-from conftest import ROOT
+from utils.image import png_bytes
 
-
-def test_sdrl_compares_the_recipes_on_the_same_images(script, tmp_path):
-    for folder in ("input", "target"):
-        (tmp_path / folder).mkdir()
-        shutil.copy(ROOT / "dataset" / "Demo" / folder / "chelsea.png", tmp_path / folder)
-    done = script("-m", "utils.benchmark", "sdrl", "--data_path", tmp_path, "--size", "64x48", "--steps", 0, 2,
-                  "--device", "cpu", cwd=ROOT)
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in done.stdout.splitlines() if line.startswith("|")]
-    measured = [row[1:] for row in rows if row[0] == "chelsea"]
-    assert [row[1:] for row in rows if row[0] == "mean of 1"] == measured
-    assert [tuple(row[:2]) for row in measured] == [("paper", "0"), ("paper", "2"), ("fast", "0"), ("fast", "2")]
-    for recipe in (measured[:2], measured[2:]):  # PSNR of the rainy image, without learning, and learnt
-        assert recipe[0][3:5] == recipe[1][3:5] and recipe[0][5] == recipe[0][4]
-        assert all(float(value) > 5 for value in recipe[1][3:])
-    assert measured[1][5] != measured[1][4]  # two steps teach the fast recipe nothing, which it notices
-    assert measured[0][4] != measured[2][4] and len({row[3] for row in measured}) == 1
-    rates = [line for line in done.stdout.splitlines() if line.endswith("GFLOP/s")]
-    assert [line.split(":")[0] for line in rates] == ["paper", "fast"]
+from test_rain import inside, rainy_photograph
 
 
-def test_unknown_backbone_and_size_are_one_line(script):
-    for flags in (("--backbone", "Vgg"), ("--size", "wide")):
-        done = script("-m", "utils.benchmark", "sdrl", *flags, "--data_path", "dataset/Demo", ok=False)
-        assert len(done.stderr.strip().splitlines()) == 1 and flags[1] in done.stderr
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/rue.png").write_bytes(png_bytes(rainy_photograph(48, 64, 1)))
+    return tmp_path
+
+
+def rows_of(done):
+    """{first cell: the other cells} of the tables that were printed."""
+    lines = [line.strip("| ").split("|") for line in done.stdout.splitlines() if line.startswith("|")]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+@pytest.mark.parametrize("stage, shown", [("ldgp", "rain layer, with its scale and direction"), ("sdr", "NSS, 50 references")])
+def test_a_stage_is_measured_and_so_is_its_growth(script, data, stage, shown):  # in a process of its own: it keeps to a core
+    done = script("-m", "utils.benchmark", stage, "--data_path", data, "--repeats=1", "--megapixels", 0.01, 0.02)
+    rows = rows_of(done)
+    assert len(rows[shown]) == 3 and rows[shown][2].startswith("pixels to the power ")  # the second table's row comes last
+    assert rows["megapixels (rue.png)"][:2] == ["0.01", "0.02"] and all("s" in cell for cell in rows[shown][:2])
+    assert "1 photographs of " in done.stdout and ("NSS, a filled pixel" in rows) == (stage == "sdr")
+
+
+def test_a_step_of_learning_is_measured_by_recipe(data):
+    rows = rows_of(inside("utils.benchmark", "sdrl", "--data_path", data, "--steps=2", "--device=cpu"))
+    assert {name: cells[1] for name, cells in rows.items() if "Unet" in name} == {"paper, Unet": "5000", "fast, Unet": "750"}
+
+
+def test_a_missing_data_set_is_one_line(tmp_path):
+    done = inside("utils.benchmark", "ldgp", "--data_path", tmp_path / "nowhere", ok=False)
+    assert len(done.stderr.splitlines()) == 1 and "name a data set with --data_path" in done.stderr

@@ -3,20 +3,30 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
-from utils.image import read_image, read_mask, write_png
+from utils.image import png_bytes, read_image, read_mask
 
-from test_evaluate import inside
-from test_stages import ONE_THREAD, photograph
+from test_rain import inside, rainy_photograph
+
+EXIF = Image.Exif()
+EXIF.update({0x0112: 6, 0x010F: "Maker"})  # to be turned upright by a quarter
+KEPT = {"exif": EXIF, "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), "dpi": (300, 300)}
+
+
+def picture(height, width, seed, mode="RGB"):
+    image = Image.fromarray(rainy_photograph(height, width, seed)[..., ::-1])
+    if mode.endswith("A"):
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image.convert(mode)
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Two photographs, one of them grey with an alpha channel, and files that are not read."""
-    write_png(tmp_path / "photos/rue.png", photograph(48, 64, 1))
-    rgba = np.dstack([photograph(40, 36, 2)[..., 0], np.arange(40 * 36).reshape(40, 36) % 256]).astype(np.uint8)
-    Image.fromarray(rgba, "LA").save(tmp_path / "photos/lac.png")
+    (tmp_path / "photos").mkdir()
+    picture(48, 64, 1).save(tmp_path / "photos/rue.png")
+    picture(40, 36, 2, "LA").save(tmp_path / "photos/lac.png")
     for name in ("sea.HEIC", "hill.nef", "notes.txt"):
         (tmp_path / "photos" / name).write_bytes(b"x")
     return tmp_path
@@ -35,13 +45,10 @@ def test_a_folder_is_derained_beside_its_photographs_and_once(folder):
     before = names(folder / "photos")
     done, last = derain(folder, "photos")
     assert last.startswith("2 images, 0 failed, ") and last.endswith("results beside them")
-    assert "photos: not read, make JPEG or PNG of them: hill.nef, sea.HEIC\n" in done.stderr and "notes" not in done.stderr
+    assert "photos: 2 not read, make PNG or JPEG of them: hill.nef, sea.HEIC\n" in done.stderr and "notes" not in done.stderr
     assert names(folder / "photos") == sorted([*before, "lac_derained.png", "rue_derained.png"])
     rainy, derained = (read_image(folder / f"photos/{name}.png").astype(int) for name in ("rue", "rue_derained"))
     assert derained.shape == rainy.shape and (derained <= rainy).all() and (derained < rainy).any()
-    with Image.open(folder / "photos/lac.png") as source, Image.open(folder / "photos/lac_derained.png") as result:
-        assert result.mode == "RGBA" and np.array_equal(np.asarray(result)[..., 3], np.asarray(source)[..., 1])
-        assert (np.ptp(np.asarray(result)[..., :3], axis=2) == 0).all()
 
     assert derain(folder, "photos")[1].startswith("2 images, 0 failed, 2 done before, nothing done")
     assert derain(folder, "photos", *(folder / "photos").glob("*.png"))[1].startswith("2 images, 0 failed, 2 done before")
@@ -52,12 +59,41 @@ def test_a_folder_is_derained_beside_its_photographs_and_once(folder):
     assert "done before" not in derain(folder, "photos", "--overwrite")[1]
 
 
-def test_the_rain_is_shown_where_asked_for(folder):
-    _, last = derain(folder, "photos/rue.png", "--save_path=out", "--show_rain")
-    assert last.startswith("1 images, 0 failed, ") and last.endswith("results in out")
-    assert names(folder / "out") == ["rue_derained.png", "rue_rain.png"]
-    layer = read_mask(folder / "out/rue_rain.png")
-    assert layer.shape == (48, 64) and layer.any()
+@pytest.mark.parametrize("name, mode", [("a.JPG", "RGB"), ("b.png", "RGBA"), ("c.webp", "RGB"), ("d.tif", "LA"),
+                                        ("e.bmp", "RGB"), ("f.jpg", "L"), ("g.jpeg", "CMYK"), ("h.tiff", "RGB")])
+def test_format_and_all_about_a_photograph_are_kept(tmp_path, name, mode):
+    picture(40, 60, 3, mode).save(tmp_path / name, quality=95, **KEPT)
+    derain(tmp_path, name)
+    with Image.open(tmp_path / name) as source, Image.open(tmp_path / name.replace(".", "_derained.")) as result:
+        assert result.format == source.format and result.mode == {"CMYK": "RGB"}.get(mode, mode)
+        profile = None if mode == "CMYK" else source.info.get("icc_profile")  # CMYK's is of no use to red, green and blue
+        assert result.info.get("icc_profile") == profile
+        assert result.info.get("dpi") == source.info.get("dpi")
+        turned = source.getexif().get(0x0112) == 6
+        assert turned == (name != "e.bmp") and result.size == ((40, 60) if turned else (60, 40))
+        assert 0x0112 not in result.getexif() and (result.getexif().get(0x010F) == "Maker") == (turned and "tif" not in name)
+        if mode.endswith("A"):
+            assert np.array_equal(result.getchannel("A"), ImageOps.exif_transpose(source).getchannel("A"))
+
+
+def test_png_where_asked_for_and_what_was_written_before_is_no_photograph(folder):
+    picture(40, 36, 4).save(folder / "photos/pre.jpg")
+    assert derain(folder, "photos")[1].startswith("3 images, 0 failed, ")
+    assert derain(folder, "photos", "--format=png", "--show_rain")[1].startswith("3 images, 0 failed, ")
+    with Image.open(folder / "photos/pre_derained.png") as result:
+        assert result.format == "PNG"
+    picture(40, 36, 5).save(folder / "photos/sunset_rain.jpg")  # a name of the user's own
+    assert derain(folder, "photos")[1].startswith("4 images, 0 failed, 3 done before, ")
+    assert "sunset_rain_derained.jpg" in names(folder / "photos")
+
+
+def test_the_rain_is_shown_where_asked_for_and_none_is_said(folder):
+    (folder / "photos/wall.png").write_bytes(png_bytes(np.full((40, 40, 3), 120, np.uint8)))
+    _, last = derain(folder, "photos/rue.png", "photos/wall.png", "--save_path=new/out", "--show_rain")
+    assert last.startswith("2 images, 0 failed, ") and last.endswith("results in new/out; 1 of 2 photographs: no rain found")
+    assert names(folder / "new/out") == ["rue_derained.png", "rue_rain.png", "wall_derained.png", "wall_rain.png"]
+    layer = read_mask(folder / "new/out/rue_rain.png")
+    assert layer.shape == (48, 64) and layer.any() and not read_mask(folder / "new/out/wall_rain.png").any()
 
 
 @pytest.mark.long
@@ -69,19 +105,31 @@ def test_learning_changes_the_result(folder):
 
 
 def test_what_cannot_be_derained_is_a_line_and_the_others_go_on(folder):
-    write_png(folder / "rue.jpg", photograph(40, 40, 4))
-    (folder / "torn.jpg").write_bytes((folder / "rue.jpg").read_bytes()[:400])
-    done, last = derain(folder, "photos", "rue.jpg", "nowhere.jpg", "torn.jpg", "--save_path=out", ok=False)
+    picture(40, 40, 4).save(folder / "rue.png")
+    (folder / "torn.jpg").write_bytes((folder / "rue.png").read_bytes()[:400])
+    done, last = derain(folder, "photos", "rue.png", "nowhere/no.jpg", "torn.jpg", "--save_path=out", ok=False)
     said = [line for line in done.stderr.splitlines() if line.startswith("derain.py: failed: ")]
-    assert len(said) == 3 and last.startswith("4 images, 3 failed, ") and names(folder / "out") == ["lac_derained.png"]
-    for words in ("photos: rue.png and rue.jpg share the name 'rue'", "nowhere.jpg: no such file", "torn.jpg: "):
+    assert len(said) == 3 and last.startswith("5 images, 3 failed, ")
+    assert names(folder / "out") == ["lac_derained.png", "rue_derained.png"]
+    for words in ("rue.png: its result would replace that of photos/rue.png", "no.jpg: no such file", "torn.jpg: damaged"):
         assert any(words in line for line in said), (words, said)
     (folder / "empty").mkdir()
-    done, last = derain(folder, "empty", ok=False)
-    assert not last and len(done.stderr.splitlines()) == 1 and "empty: no image in this folder" in done.stderr
+    for words, expected in ((["empty"], "empty: no image in this folder"),
+                            (["rue.png", "--save_path=torn.jpg"], "torn.jpg: cannot hold results")):
+        done, last = derain(folder, *words, ok=False)
+        assert not last and len(done.stderr.splitlines()) == 1 and expected in done.stderr
+
+
+def test_a_photograph_that_another_process_is_at_is_left_to_it(folder):
+    fcntl = pytest.importorskip("fcntl")
+    with open(folder / "photos/rue.png", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "1 left to another process" in derain(folder, "photos")[1]
+    assert not (folder / "photos/rue_derained.png").exists()
+    assert derain(folder, "photos")[1].startswith("2 images, 0 failed, 1 done before, ")
 
 
 def test_it_runs_from_the_shell(script, folder):
-    done = script("-m", "utils.derain", "photos/rue.png", cwd=folder, env=ONE_THREAD)
+    done = script("-m", "utils.derain", "photos/rue.png", cwd=folder)
     assert done.stdout.startswith("derain.py: 1 images, 0 failed, ")
     assert len(script("-m", "utils.derain", cwd=folder, ok=False).stderr.splitlines()) == 1

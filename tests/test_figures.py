@@ -1,80 +1,74 @@
 """Pictures: what is shown is shown unchanged and in its place, and what is missing is named with the command that makes it."""
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
-from ldgp import dominant_angle, rain_mask
-from utils.charts import bars, curves, round_steps
-from utils.figures import comparison, detail_of, grid, resize, side_by_side, votes
-from utils.image import read_image, write_png
+from ldgp import rain_layer, rain_mask
+from utils.figures import compare, grid, place_of_detail, resize
+from utils.image import ImageError, png_bytes, read_image
 
-from test_evaluate import inside
-from test_stages import photograph
+from test_rain import inside
 
 
 def noise(seed, height=48, width=64):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_side_by_side_shows_the_images_unchanged_under_their_labels():
+def in_colour(mask):
+    return np.repeat(mask[..., None], 3, axis=2)
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png_bytes(image))
+
+
+def test_a_grid_shows_the_images_unchanged_under_their_labels():
     first, second = noise(1), noise(2)
-    row = side_by_side([first, second[..., 0]], ["rainy", "mask"], gap=10)
-    head = row.shape[0] - 48
-    assert row.dtype == np.uint8 and row.shape[1:] == (64 + 10 + 64, 3) and head > 10
-    assert np.array_equal(row[head:, :64], first)
-    assert np.array_equal(row[head:, 74:], np.repeat(second[..., :1], 3, axis=2))
-    assert (row[head:, 64:74] == 255).all()
-    for left in (0, 74):
-        ink = np.argwhere(row[:head, left : left + 64].min(axis=2) < 128)
+    picture = grid([[first, second[..., 0]], [noise(3), noise(4)]], ["rainy", "mask"])
+    head = len(picture) - 48 - 8 - 48
+    assert picture.dtype == np.uint8 and picture.shape[1:] == (64 + 8 + 64, 3) and head > 10
+    assert np.array_equal(picture[head : head + 48, :64], first)
+    assert np.array_equal(picture[head : head + 48, 72:], in_colour(second[..., 0]))
+    assert np.array_equal(picture[-48:, :64], noise(3)) and np.array_equal(picture[-48:, 72:], noise(4))
+    assert (picture[head:, 64:72] == 255).all() and (picture[head + 48 : -48] == 255).all()
+    for left in (0, 72):
+        ink = np.argwhere(picture[:head, left : left + 64].min(axis=2) < 128)
         assert len(ink) > 20 and abs(ink[:, 1].mean() - 32) < 6
         assert ink[:, 0].min() > 0 and ink[:, 0].max() < head - 1  # no letter is cut off
-
-
-def test_side_by_side_without_labels_is_the_images_alone():
-    first, second = noise(1), noise(2)
-    assert np.array_equal(side_by_side([first, second], gap=0), np.hstack([first, second]))
+    with pytest.raises(ValueError):
+        grid([[first, second]], ["one"])
 
 
 @pytest.mark.parametrize("width", [1, 20, 100, 133])
-def test_side_by_side_keeps_to_its_width(width):
-    row = side_by_side([noise(1), noise(2)], ["a label that is far too long for its image", "b"], width=width, gap=5)
-    assert row.shape[1] <= max(width, 7)
-    assert side_by_side([noise(1), noise(2)], width=5000, gap=5).shape == (48, 133, 3)  # never enlarged
+def test_a_grid_keeps_to_its_width(width):
+    row = grid([[noise(1), noise(2)]], ["a label that is far too long for its image", "b"], width)
+    assert row.shape[1] <= max(width, 10)
+    assert grid([[noise(1), noise(2)]], ["a", "b"], 5000).shape[1] == 136  # never enlarged
 
 
-def test_side_by_side_brings_images_to_one_height():
-    row = side_by_side([noise(1, 40, 30), noise(2, 80, 100)], gap=0)
-    assert row.shape == (40, 30 + 50, 3)
-    assert np.array_equal(row[:, 30:], resize(noise(2, 80, 100), 50, 40))
+def test_a_grid_holds_images_and_rows_of_any_size():
+    picture = grid([[noise(1, 80, 100), noise(2, 40, 30)], [noise(3), noise(4, 48, 20)]], ("a", "b"))
+    assert picture.shape[1] == 64 + 8 + 20
+    assert np.array_equal(picture[-96:-56, :50], resize(noise(1, 80, 100), 50, 40)) and (picture[-96:-56, -4:] == 255).all()
+    assert np.array_equal(picture[-48:, :64], noise(3))
 
 
 def test_a_long_label_is_made_smaller_to_stay_whole_above_its_image():
-    row = side_by_side([noise(1), noise(2)], ["derained photo", ""], gap=4)
-    ink = np.argwhere(row[:-48].min(axis=2) < 200)
+    ink = np.argwhere(grid([[noise(1), noise(2)]], ["derained photo", ""])[:-48].min(axis=2) < 200)
     assert len(ink) > 20 and ink[:, 1].min() > 0 and ink[:, 1].max() < 63
-
-
-def test_side_by_side_wants_a_label_for_each():
-    with pytest.raises(ValueError, match="2 images, but 1 labels"):
-        side_by_side([noise(1), noise(2)], ["one"])
-
-
-def test_grid_puts_rows_of_any_width_together():
-    picture = grid([[noise(1), noise(2)], [noise(3), noise(4, 48, 30)]], ("a", "b"))
-    assert picture.shape[1] == 136
-    assert np.array_equal(picture[-48:, :64], noise(3))
-    assert (picture[-48:, -30:] == 255).all()
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    """A data set that all stages have worked on, of two photographs of noise."""
-    for stem in ("a", "b"):
+    """A data set that all stages have worked on, of two photographs of noise; one name has a dot in it."""
+    for stem in ("a", "b.1"):
         for number, folder in enumerate(("input", "ldgp", "sdr(fuse)", "result")):
-            write_png(tmp_path / folder / f"{stem}.png", noise(number)[..., : 1 if folder == "ldgp" else 3].squeeze())
-        for k in range(4):
-            write_png(tmp_path / "sdr" / stem / f"{k}.png", noise(10 + k))
+            save(tmp_path / folder / f"{stem}.png", noise(number)[..., 0] if folder == "ldgp" else noise(number))
+        for k in range(2):
+            save(tmp_path / "sdr" / stem / f"{k}.png", noise(10 + k))
     return tmp_path
 
 
@@ -82,17 +76,28 @@ def figures(dataset, *more, ok=True):
     return inside("utils.figures", "--dataset_path", dataset, "--save_path", dataset / "img", *more, ok=ok)
 
 
-def test_figures_makes_the_three_pictures(dataset):
+def last_row(picture, number):
+    return [picture[-48:, 72 * place : 72 * place + 64] for place in range(number)]
+
+
+@pytest.mark.parametrize("figure, shown", [
+    ("before_after", [noise(0), noise(3)]), ("masks", [noise(0), in_colour(noise(1)[..., 0]), noise(10), noise(2)]),
+    ("layer", [noise(0), in_colour(rain_mask(noise(0))), in_colour(rain_layer(noise(0))), noise(3)]),
+    ("ldgp", [in_colour(noise(1)[..., 0])] * 2),
+])
+def test_a_figure_shows_what_it_says(dataset, figure, shown):
+    figures(dataset, f"--figure={figure}")
+    picture = read_image(dataset / f"img/{figure}.png")
+    assert picture.shape[1] == 72 * len(shown) - 8
+    for place, image in zip(last_row(picture, len(shown)), shown, strict=True):
+        assert np.array_equal(place, image)
+    if figure == "ldgp":  # the masks are below the photographs
+        assert np.array_equal(picture[-104:-56, :64], noise(0))
+
+
+def test_figures_makes_the_two_pictures_of_the_readme(dataset):
     figures(dataset)
-    sizes = {path.stem: read_image(path).shape[:2] for path in (dataset / "img").iterdir()}
-    assert sizes.keys() == {"scheme", "masks", "before_after"}
-    assert sizes["scheme"] == (540, 1000)
-    after = read_image(dataset / "img/before_after.png")
-    assert np.array_equal(after[-48:, -64:], noise(3)) and np.array_equal(after[-48:, :64], noise(0))
-    masks = read_image(dataset / "img/masks.png")
-    places = [slice(72 * n, 72 * n + 64) for n in range(4)]
-    shown = noise(0), np.repeat(noise(1)[..., :1], 3, axis=2), noise(10), noise(2)
-    assert all(np.array_equal(masks[-48:, place], picture) for place, picture in zip(places, shown))
+    assert sorted(path.name for path in (dataset / "img").iterdir()) == ["before_after.png", "masks.png"]
 
 
 @pytest.mark.parametrize("folder, command", [
@@ -102,39 +107,37 @@ def test_figures_makes_the_three_pictures(dataset):
 ])
 def test_figures_says_which_command_makes_what_is_missing(dataset, folder, command):
     if folder == "sdr":
-        shutil.rmtree(dataset / "sdr/b")
+        shutil.rmtree(dataset / "sdr/b.1")
     else:
-        (dataset / folder / "b.png").unlink()
-    done = figures(dataset, "--images", "a", "b", ok=False)
+        (dataset / folder / "b.1.png").unlink()
+    done = figures(dataset, "--images", "a", "b.1", ok=False)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and command in done.stderr
     assert not (dataset / "img").exists()
 
 
 def test_a_comparison_shows_every_version_unchanged_and_the_same_detail_of_it():
     columns = {"rainy": noise(1), "mask": noise(2)[..., 0], "target": noise(3)}
-    picture = comparison(columns, (8, 12, 16), width=1000)
+    picture = compare(columns, (8, 12, 16))
     head = len(picture) - 48 - 8 - 48
-    assert picture.shape[1] == 3 * 64 + 2 * 8
     for number, image in enumerate(columns.values()):
         left = 72 * number
-        image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
         shown = picture[head : head + 48, left : left + 64]
-        framed = (shown != image).any(axis=2)
+        framed = (shown != (in_colour(image) if image.ndim == 2 else image)).any(axis=2)
         assert framed.any() and framed[14:22, 11:21].sum() == 0 and framed[:10].sum() == 0 and framed[:, 27:].sum() == 0
         assert np.array_equal(picture[-48:, left : left + 64], resize(image[12:24, 8:24], 64, 48))
-    assert comparison(columns, width=104).shape[1] <= 104
+    assert compare(columns, width=104).shape[1] <= 104
 
 
 def test_the_detail_is_where_the_rain_was():
     clean = np.full((40, 60, 3), 90, np.uint8)
     rainy = clean.copy()
     rainy[20:25, 41:46] = 200
-    left, top = detail_of(rainy, [clean], 15, 10)
+    left, top = place_of_detail(rainy, [clean, clean[..., 0]], 15, 10)
     assert left <= 41 and left + 15 >= 46 and top <= 20 and top + 10 >= 25
-    assert detail_of(rainy, [clean], 60, 40) == (0, 0)
+    assert place_of_detail(rainy, [clean], 60, 40) == (0, 0)
     for detail in ((46, 0, 15), (0, 31, 15), (0, 0, 61), (0, 0, 0)):
-        with pytest.raises(ValueError, match="not within 60x40"):
-            comparison({"rainy": rainy, "target": clean}, detail)
+        with pytest.raises(ImageError, match="not within 60x40"):
+            compare({"rainy": rainy, "target": clean}, detail)
 
 
 def test_a_comparison_has_the_columns_that_there_are(dataset):
@@ -143,81 +146,30 @@ def test_a_comparison_has_the_columns_that_there_are(dataset):
     shutil.copytree(dataset / "result", dataset / "target")
     shutil.rmtree(dataset / "ldgp")
     more = "--result_path", f"A={dataset / 'result'}", "--result_path", f"B={dataset / 'sdr(fuse)'}"
-    assert f" {5 * 64 + 4 * 8}x" in figures(dataset, "--figure=comparison", "--images", "b", *more).stdout
-    for flags, words in ((["--images", "c"], "c: nothing for it in"), (["--detail", "60", "0", "10"], "not within 64x48"),
-                         (["--result_path", dataset / "nowhere"], "no such folder; run sdrl.py")):
+    assert f" {5 * 64 + 4 * 8}x" in figures(dataset, "--figure=comparison", "--images", "b.1", *more).stdout
+    for flags, words in ((["--images", "c"], "c.png: nothing for it in"), (["--detail", "60", "0", "10"], "not within 64x48"),
+                         (["--result_path", dataset / "nowhere"], "no such folder; run: python sdrl.py")):
         done = figures(dataset, "--figure=comparison", *flags, ok=False)
         assert len(done.stderr.splitlines()) == 1 and words in done.stderr, done.stderr
-    write_png(dataset / "target/a.png", noise(0, 20, 20))
+    save(dataset / "target/a.png", noise(0, 20, 20))
     assert "20x20, but" in figures(dataset, "--figure=comparison", ok=False).stderr
-
-
-def test_the_layer_figure_shows_mask_layer_and_result_beside_each_photograph(dataset):
-    from ldgp import rain_layer
-
-    figures(dataset, "--figure=layer")
-    picture = read_image(dataset / "img/layer.png")
-    assert picture.shape[1] == 4 * 64 + 3 * 8
-    for number, image in enumerate((noise(0), rain_mask(noise(0)), rain_layer(noise(0)), noise(3))):
-        assert np.array_equal(picture[-48:, 72 * number : 72 * number + 64], resize(image, 64, 48))
-
-
-def test_the_ldgp_figure_puts_each_photograph_above_its_mask(dataset):
-    figures(dataset, "--figure=ldgp", "--images", "b", "a")
-    picture = read_image(dataset / "img/ldgp.png")
-    assert picture.shape[1] == 136 and np.array_equal(picture[-104:-56, :64], noise(0))
-    assert np.array_equal(picture[-48:, 72:], np.repeat(noise(1)[..., :1], 3, axis=2))
-    (dataset / "ldgp/a.png").unlink()
-    assert "run: python ldgp.py" in figures(dataset, "--figure=ldgp", ok=False).stderr
-
-
-@pytest.mark.parametrize("size", [(170, 250), (40, 60)])
-def test_the_votes_are_those_that_decide_the_angle(size):
-    image = photograph(*size, 3)
-    counted = votes(image)
-    assert list(counted) == list(range(0, 180, 5)) and sum(counted.values()) == max(size[0] // 80 * (size[1] // 80), 1)
-    assert max(counted, key=lambda angle: (counted[angle], -angle)) == dominant_angle(image)
-
-
-def test_the_angles_figure(dataset):
-    figures(dataset, "--figure=angles", "--images", "a")
-    assert read_image(dataset / "img/angles.png").shape == (360, 720, 3)
-    write_png(dataset / "input/a.png", noise(1, 20, 50))
-    done = figures(dataset, "--figure=angles", "--images", "a", ok=False)
-    assert f"{dataset / 'input/a.png'}: 50x20 pixels is too small" in done.stderr
-
-
-def test_bars_are_as_high_as_their_values():
-    chart = bars({0: 2, 5: 4, 10: 0}, "title", "x", "y", marked=5).astype(int)
-    blue, orange = (chart[..., 0] - chart[..., 2] > 80), (chart[..., 2] - chart[..., 0] > 100)
-    heights = [np.ptp(np.flatnonzero(colour.any(axis=1))) + 1 for colour in (blue, orange)]
-    assert heights[1] == pytest.approx(2 * heights[0], abs=2) and heights[1] > 200
-
-
-def test_a_curve_goes_through_its_points_on_a_logarithmic_axis():
-    chart = curves({"a": [(0, 1.0), (50, 0.1), (100, 0.01)]}, "title", "x", "y").astype(int)
-    blue = chart[..., 0] - chart[..., 2] > 80
-    columns = np.flatnonzero(blue.any(axis=0))
-    rows = [np.flatnonzero(blue[:, column]).mean() for column in (columns[2], columns[len(columns) // 2], columns[-3])]
-    assert rows[0] < rows[1] < rows[2] and rows[1] - rows[0] == pytest.approx(rows[2] - rows[1], abs=8)
-    for line in ([(1, 0.3)], [(1, 1.0), (2, 1.0)], [(1, 2e-9), (3, 7e5)]):  # one point, a level line, a wide range
-        assert curves({"a": line, "b": line}, "", "", "").shape == (400, 720, 3)
-
-
-@pytest.mark.parametrize("low, high", [(0, 1), (0, 0), (1, 1), (3, 2000), (0.2, 0.21), (-5, 7)])
-def test_ticks_are_round_and_enclose_the_values(low, high):
-    ticks = round_steps(low, high)
-    assert ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9 and 2 <= len(ticks) <= 8
-    assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
 
 
 def test_the_curve_figure_reads_loss_csv(dataset):
     path = dataset / "loss.csv"
-    path.write_text("epoch,loss,seconds\n1,0.5,1.0\n2,0.25,2.0\n")
-    figures(dataset, "--figure=curve", "--loss_path", path, "--loss_path", f"other={path}")
-    assert read_image(dataset / "img/curve.png").shape == (400, 720, 3)
-    for text, words in (("epoch,loss,seconds\n", "no epoch in it"), ("a,b\n1,2\n", "not a loss.csv"),
-                        ("epoch,loss\n1,x\n", "not a loss.csv"), (None, "no such file; sdrl_all.py writes it")):
+    for text, words in (("a,b\n1,2\n", "not a loss.csv"), ("epoch,loss\n1,x\n", "not a loss.csv"),
+                        ("epoch,loss\n", "no epoch in it yet"), (None, "no such file; sdrl_all.py writes it")):
         path.unlink() if text is None else path.write_text(text)
         done = figures(dataset, "--figure=curve", "--loss_path", path, ok=False)
         assert len(done.stderr.splitlines()) == 1 and f"{path}: {words}" in done.stderr
+    path.write_text("epoch,loss,seconds\n1,0.5,1.0\n2,0.25,2.0\n")
+    pytest.importorskip("matplotlib")
+    figures(dataset, "--figure=curve", "--loss_path", path)
+    assert read_image(dataset / "img/curve.png").shape == (400, 720, 3)
+
+
+def test_a_curve_asks_for_matplotlib_where_it_is_missing(dataset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    (dataset / "loss.csv").write_text("epoch,loss\n1,0.5\n")
+    done = figures(dataset, "--figure=curve", "--loss_path", dataset / "loss.csv", ok=False)
+    assert done.stderr == "figures.py: --figure=curve needs the package matplotlib; run: pip install matplotlib\n"

@@ -8,17 +8,15 @@ import time
 from pathlib import Path
 
 from utils import run
-from utils.figures import before_after, load_example
-from utils.image import list_images, write_png
+from utils.figures import draw
+from utils.image import list_images, png_bytes, write_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "./dataset/Demo/"
 STAGES = [
     ["ldgp.py", "--dataset=Demo", "--recipe=fast"],
-    ["sdr.py", f"--input_path={FOLDER}input/", f"--ldgp_path={FOLDER}ldgp/", f"--save_path={FOLDER}sdr/",
-     f"--fuse_save_path={FOLDER}sdr(fuse)/", "--recipe=fast"],
-    ["sdrl.py", f"--rainy_data_path={FOLDER}", f"--sdr_data_path={FOLDER}sdr/", f"--result_path={FOLDER}result/",
-     "--recipe=fast"],
+    ["sdr.py", f"--input_path={FOLDER}input/", "--recipe=fast"],
+    ["sdrl.py", f"--rainy_data_path={FOLDER}", "--recipe=fast"],
     ["-m", "utils.evaluate", f"--result_path={FOLDER}result/", f"--target_path={FOLDER}target/",
      f"--input_path={FOLDER}input/", "--protocol=rgb"],
 ]
@@ -37,9 +35,9 @@ def main(args):
         code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
         if code:
             return code
-    folder = ROOT / "dataset" / "Demo"
+    folder = ROOT / FOLDER
     picture = folder / "before_after.png"
-    write_png(picture, before_after([load_example(folder, stem) for stem in list_images(folder / "input")]))
+    write_bytes(picture, png_bytes(draw("before_after", folder, list(list_images(folder / "input")))))
     print(f"\nutils.demo: done in {time.perf_counter() - began:.0f} s; before and after side by side in {picture}")
     return 0
 

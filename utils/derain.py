@@ -2,108 +2,123 @@
 
     python -m utils.derain holiday.jpg photographs/
 
-Beside holiday.jpg it writes holiday_derained.png, and the same for every photograph in a folder, those in folders within left
-out. A result that is newer than its photograph counts as done, whatever flags it was made with. What an earlier run wrote
-is not taken for a photograph.
+Beside holiday.jpg it writes holiday_derained.jpg, in the same format, with its EXIF, colour profile and resolution. It does the
+same for every photograph in a folder, but not in folders within. What is newer than its photograph is done. What was written
+here before is not taken for a photograph.
 """
 import os
-import signal
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # while libraries load, Ctrl-C ends without a word; `run.start` answers it from then on
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-from models import BACKBONES
-from sdrl import recipe_settings
+from ldgp import remark
+from sdrl import recipe_for
 from sdrl_online import derain_photograph
 from utils import run
-from utils.image import (ImageError, check_results_folder, clear_unfinished, list_images, one_line, png_like, read_image,
-                         write_bytes, write_png)
-
-ENDINGS = "_derained.png", "_rain.png"
-UNREAD = {".heic", ".heif", ".avif", ".webp", ".gif", ".jp2", ".jxl", ".psd", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf",
-          ".rw2", ".raf", ".pef", ".srw"}  # pictures that people have and that `utils.image` does not read
+from utils.image import ImageError, image_files, one_line, photograph_bytes, png_bytes, read_photograph, write_bytes
+from utils.results import fcntl
 
 
 class Results:
-    """Where the results of photographs go and which are done, by the times of the files: what `run.each_image` asks for."""
+    """Where the results of photographs go and which are done, by the age of the files: what `run.each_image` asks for."""
 
-    def __init__(self, folder, show_rain, overwrite):
-        self.folder, self.number, self.overwrite = folder, 1 + show_rain, overwrite
+    def __init__(self, folder, show_rain, png, overwrite):
+        self.folder, self.show_rain, self.png, self.overwrite = folder, show_rain, png, overwrite
 
-    def of(self, path):
-        """The files of a photograph's derained version and of its rain, written or not."""
-        return [Path(self.folder or path.parent) / (path.stem + ending) for ending in ENDINGS]
+    def derained(self, photograph):
+        extension = ".png" if self.png else photograph.suffix
+        return Path(self.folder or photograph.parent, f"{photograph.stem}_derained{extension}")
 
-    def prepare(self, paths):
-        for folder in {self.of(path)[0].parent for path in paths}:
-            check_results_folder(folder)
-            if self.folder:
-                folder.mkdir(parents=True, exist_ok=True)
-            clear_unfinished(folder)
+    def rain(self, photograph):
+        return Path(self.folder or photograph.parent, f"{photograph.stem}_rain.png")
 
-    def look(self, path):
+    def prepare(self, photographs):
         try:
-            newer = all(place.stat().st_mtime_ns >= path.stat().st_mtime_ns for place in self.of(path)[: self.number])
+            if self.folder:
+                Path(self.folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImageError(f"{self.folder}: cannot hold results ({error.strerror}); name another --save_path") from None
+        for folder in {self.derained(photograph).parent for photograph in photographs}:
+            if folder.is_dir() and not os.access(folder, os.W_OK):
+                raise ImageError(f"{folder}: no permission to write there; name another folder with --save_path")
+
+    def done(self, photograph):
+        files = [self.derained(photograph)] + [self.rain(photograph)] * self.show_rain
+        try:
+            newer = all(file.stat().st_mtime_ns >= photograph.stat().st_mtime_ns for file in files)
         except OSError:  # no result yet; or no photograph, which reading it will say
-            return "new"
-        return "done" if newer and not self.overwrite else "new"
+            return False
+        return newer and not self.overwrite
 
-    def holds(self, path):
-        return all(map(os.path.lexists, self.of(path)[: self.number]))
+    def claim(self, photograph):
+        """Whether no other process is at a photograph: this one locks it until it turns to the next, or ends."""
+        try:
+            self.lock = open(photograph, "rb")
+            if fcntl:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # there is none, which reading it will say; or there are no locks
+            pass
+        return True
 
 
-def photographs(places, results):
-    """The photographs that files and folders name, {result: [path, ...]}; several for a result are a clash.
+def find_photographs(places, results):
+    """The photographs that files and folders name: ({result: photograph}, how many were left out, each with a line).
 
-    A line names what a folder holds of kinds that are not read. Raises ImageError for a folder without an image.
+    Raises ImageError for a folder without an image.
     """
-    found = []
+    found, chosen, clashes = {}, {}, 0
     for place in map(Path, places):
-        if not place.is_dir():  # a missing one too: reading it will say so
-            found.append(place)
+        if place.is_dir():
+            run.tell_unread("derain.py", [place])
+        for path in image_files(place, "name another one") if place.is_dir() else [place]:  # a missing file: reading it says so
+            found[os.path.abspath(path)] = path  # one that is named twice is done once
+    # Earlier results, of either format, beside the photographs or where they go now:
+    own = {os.path.abspath(folder / f"{path.stem}_{ending}") for path in found.values()
+           for folder in (path.parent, results.derained(path).parent) for ending in ("derained", "rain")}
+    for path in found.values():
+        result = results.derained(path)
+        if os.path.abspath(path.parent / path.stem) in own:
             continue
-        unread = [path.name for path in sorted(place.iterdir()) if path.suffix.lower() in UNREAD]
-        if unread:
-            print(one_line(f"{place}: not read, make JPEG or PNG of them: {', '.join(unread)}"), file=sys.stderr)
-        inside = [path for paths in list_images(place, "name another one").values() for path in paths]
-        found += [path for path in inside if not path.name.endswith(ENDINGS)]
-    found = {os.path.abspath(path): path for path in found}  # one that is named twice is done once
-    ours = {os.path.abspath(place) for path in found.values() for place in results.of(path)}
-    by_result = {}
-    for path in (path for place, path in found.items() if place not in ours):
-        by_result.setdefault(os.path.abspath(results.of(path)[0]), []).append(path)
-    return by_result
+        if result in chosen:
+            clashes += 1
+            print(one_line(f"derain.py: failed: {path}: its result would replace that of {chosen[result]}; rename one of them"),
+                  file=sys.stderr)
+        chosen.setdefault(result, path)
+    return chosen, clashes
 
 
 def main(args):
-    device, results = run.device(args.device), Results(args.save_path, args.show_rain, args.overwrite)
-    steps = recipe_settings("fast", args.backbone)["steps"] if args.learn else 0
+    device, recipe = run.device(args.device), recipe_for("fast", args.backbone)
+    results = Results(args.save_path, args.show_rain, args.format == "png", args.overwrite)
 
-    def work(path, bar):
-        rainy = read_image(path)
-        if steps:
-            bar.reset(steps)
-        try:
-            derained, layer = derain_photograph(rainy, steps, args.backbone, device, report=run.LossLine(bar))
-        except ImageError as error:
-            raise ImageError(f"{path}: {error}") from None
+    def work(path, progress):
+        photograph = read_photograph(path)
+        if args.learn:
+            progress.reset(recipe.steps)
+        derained, layer = derain_photograph(photograph.image, args.learn, args.backbone, device, recipe, progress.step)
         if args.show_rain:
-            write_png(results.of(path)[1], layer)
-        write_bytes(results.of(path)[0], png_like(derained, path))
+            write_bytes(results.rain(path), png_bytes(layer))
+        kind = "PNG" if args.format == "png" else photograph.format
+        write_bytes(results.derained(path), photograph_bytes(derained, photograph, kind))
+        return remark(layer)
 
-    found, folder = photographs(args.photographs, results), [args.save_path] if args.save_path else []
-    return run.each_image(found, work, *folder, record=results, unit="step" if steps else "image")
+    photographs, clashes = find_photographs(args.photographs, results)
+    unit = "step" if args.learn else "image"
+    return run.each_image(photographs, work, [results], unit, failed=clashes, unread=False)
 
 
 if __name__ == "__main__":
+    from models import BACKBONES
+
     parser = run.Parser(__doc__)
     parser.add_argument("photographs", nargs="+", metavar="PHOTO_OR_FOLDER", help="what to derain")
     parser.add_argument("--save_path", help="a folder for the results (default: beside each photograph)")
+    parser.add_argument("--format", default="same", choices=["same", "png"],
+                        help="same: as the photograph, JPEG with quality 95; png: without loss")
+    parser.add_argument("--show_rain", action="store_true", help="write the rain that was found too, as <photograph>_rain.png")
     parser.add_argument("--learn", action="store_true",
                         help="let a network learn from each photograph as well, which takes far longer")
-    parser.add_argument("--show_rain", action="store_true", help="write the rain that was found too, as <photograph>_rain.png")
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="the network of --learn")
     parser.add_argument("--device", default="auto", help="of --learn: cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     parser.add_argument("--overwrite", action="store_true", help="do again what is done")

@@ -43,25 +43,40 @@ def natural_order(name):
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", str(name))]
 
 
-def list_images(folder, hint="put the images there or name another one", optional=False):
-    """The images of a folder, {stem: path} in natural order of the stems.
+def image_files(folder, hint="put the images there or name another one"):
+    """The image files of a folder, in natural order: known by their extension in any letter case.
 
-    Known by their extension in any letter case; hidden files and sub-folders are no images. Broken links are listed; reading
-    one reports the error.
-    Raises ImageError, with `hint` on what to do, where the folder is missing or holds no image (nothing where it is
-    `optional`), and where two images share a stem: their results would overwrite each other.
+    Hidden files and sub-folders are no images. Broken links are listed; reading one reports the error.
+    Raises ImageError, with `hint` on what to do, where the folder is missing or holds no image.
     """
-    folder, found = Path(folder), {}
-    if not folder.is_dir() and not optional:
+    folder = Path(folder)
+    if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder; {hint}")
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir():
-            if path.stem in found:
-                raise ImageError(f"{folder}: {found[path.stem].name} and {path.name} share a name; rename or remove one")
-            found[path.stem] = path
-    if not found and not optional:
+    found = [path for path in sorted(folder.iterdir())
+             if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()]
+    if not found:
         raise ImageError(f"{folder}: no image in this folder (looked for {' '.join(sorted(EXTENSIONS))}); {hint}")
-    return dict(sorted(found.items(), key=lambda item: natural_order(item[0])))
+    return sorted(found, key=lambda path: natural_order(path.stem))
+
+
+def list_images(folder, hint="put the images there or name another one", optional=False):
+    """The image files of a folder, {stem: path}, in natural order of the stems.
+
+    Raises ImageError as `image_files` does (nothing is listed where it is `optional`), and where two images share a stem:
+    their results would overwrite each other.
+    """
+    found = {}
+    try:
+        files = image_files(folder, hint)
+    except ImageError:
+        if not optional:
+            raise
+        return found
+    for path in files:
+        if path.stem in found:
+            raise ImageError(f"{folder}: {found[path.stem].name} and {path.name} share a name; rename or remove one")
+        found[path.stem] = path
+    return found
 
 
 def unread_images(folder):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import run
-from utils.image import write_png
+from utils.image import check_image, png_bytes, write_bytes
 from utils.metrics import psnr
 
 UNIT = 256  # lengths and positions are in 1/256 of a pixel, cover and fading in 1/256
@@ -37,10 +37,10 @@ def rain_layer(height, width, seed, tilt=10, density=3.0, length=(12, 60), thick
     reach = math.ceil(length[1] / 2 + thickness[1]) + 1
     layer = np.zeros((height + 2 * reach, width + 2 * reach), np.int64)
     for _ in range(round(density * height * width / 1000)):
-        x, y = (_between(random, 0, side * UNIT - 1) for side in (width, height))
-        half_length, half_width = (_between(random, UNIT * low / 2, UNIT * high / 2) for low, high in (length, thickness))
-        peak = min(_between(random, *brightness) for _ in range(2))
-        angle = math.radians(tilt + _between(random, -spread, spread))
+        x, y = (between(random, 0, side * UNIT - 1) for side in (width, height))
+        half_length, half_width = (between(random, UNIT * low / 2, UNIT * high / 2) for low, high in (length, thickness))
+        peak = min(between(random, *brightness) for _ in range(2))
+        angle = math.radians(tilt + between(random, -spread, spread))
         sine, cosine = round(TURN * math.sin(angle)), round(TURN * math.cos(angle))
         top, left = y // UNIT, x // UNIT  # of the streak's square in the padded layer
         side = np.arange(-reach, reach + 1) * UNIT
@@ -54,7 +54,7 @@ def rain_layer(height, width, seed, tilt=10, density=3.0, length=(12, 60), thick
     return layer[reach : reach + height, reach : reach + width]
 
 
-def _between(random, low, high):
+def between(random, low, high):
     """A whole number from low to high."""
     low, high = round(low), round(high)
     return low + int(random.random_sample() * (high + 1 - low))
@@ -66,8 +66,7 @@ def add_rain(image, seed, **options):
     image: (H, W, 3) uint8. seed, options: as `rain_layer` has them. Returns the same shape, uint8.
     Raises ValueError for another shape or type.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"the image must be (H, W, 3) of uint8, not {image.shape} of {image.dtype}")
+    check_image(image)
     layer = rain_layer(*image.shape[:2], seed, **options)
     return np.minimum(image + layer[..., None], 255).astype(np.uint8)
 
@@ -97,8 +96,10 @@ def demo_pair(name):
 def main(args):
     for name in DEMO:
         rainy, clean = demo_pair(name)
-        write_png(Path(args.save_path) / "input" / f"{name}.png", rainy)
-        write_png(Path(args.save_path) / "target" / f"{name}.png", clean)
+        for folder, image in (("input", rainy), ("target", clean)):
+            place = Path(args.save_path, folder)
+            place.mkdir(parents=True, exist_ok=True)
+            write_bytes(place / f"{name}.png", png_bytes(image))
         print(f"{name}: {clean.shape[1]}x{clean.shape[0]}, rainy input {psnr(rainy, clean):.2f} dB (RGB)")
     print(f"rain.py: {len(DEMO)} pairs in {args.save_path}")
     return 0

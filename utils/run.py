@@ -97,19 +97,20 @@ def start(main, parser):
         sys.exit(130)
 
 
-def each_image(images, work, results=(), unit="image", failed=0):
+def each_image(images, work, results=(), unit="image", failed=0, unread=True):
     """Call work(path, progress) for every photograph whose results are not done, go on after a failure, end with one line.
 
     images: {stem: path} of `list_images`. results: `utils.results.Results`, or what has their folder, prepare, done and
-    claim. unit: of the progress that is shown, "image" or "step". failed: how many failed before. What work
-    returns, if anything, is counted in the last line. Under torchrun the photographs are dealt out to the processes.
+    claim. unit: of the progress that is shown, "image" or "step". failed: how many failed before. unread: whether to name
+    what lies beside the photographs and is not read. What work returns, if anything, is counted in the last line.
+    Under torchrun the photographs are dealt out to the processes.
     Returns the exit code: 0, or 1 where a photograph failed. Raises ImageError for a folder that cannot take results, and
     OSError where one no longer can.
     """
     name, (rank, world) = Path(sys.argv[0]).name, ranks()
-    folders = [result.folder for result in results]
+    folders = [result.folder for result in results if result.folder]
     if rank == 0:
-        tell_unread(name, {path.parent for path in images.values()})
+        tell_unread(name, {path.parent for path in images.values()} if unread else ())
         for result in results:
             result.prepare(images.values())
     wait_for_ranks()
