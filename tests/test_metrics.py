@@ -1,4 +1,4 @@
-"""Scores: the published figures of rainy inputs, a literal SSIM, properties, and utils.evaluate as a user runs it."""
+"""Scores: the published figures of rainy inputs, a literal SSIM, and properties."""
 import json
 import math
 from fractions import Fraction
@@ -9,10 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from utils.evaluate import target_stem
-from utils.image import ImageError, list_images, read_image, write_png
+from utils.image import ImageError, list_images, read_image
 from utils.metrics import PROTOCOLS, luma, mean_scores, psnr, rounded_luma, scores, ssim
-from utils.tables import gains, table
 
 
 def noise(seed, height=24, width=31):
@@ -27,10 +25,10 @@ def near(image, seed, most=20):
 @pytest.mark.parametrize("data_set", ["Rain100L", "SIRR_val"])
 def test_scores_of_rainy_inputs_are_those_published(reference, data_set):
     golden = json.loads((reference / "golden/metrics_of_rainy_inputs.json").read_text())[data_set]
-    folder, rows = reference / "data" / data_set, []
-    inputs, targets = list_images(folder / "input"), list_images(folder / "target")
+    inputs, targets = (list_images(reference / "data" / data_set / name) for name in ("input", "target"))
+    rows = []
     for stem, expected in golden["images"].items():
-        rows.append(scores(read_image(inputs[stem][0]), read_image(targets[stem][0])))
+        rows.append(scores(read_image(inputs[stem]), read_image(targets[stem])))
         assert rows[-1] == pytest.approx(expected, rel=0, abs=6e-7), stem
     assert mean_scores(rows) == pytest.approx(golden["mean"], rel=0, abs=6e-7)
 
@@ -95,9 +93,6 @@ def test_identical_images_and_their_means():
     assert mean["psnr_rgb"] == good["psnr_rgb"]  # the infinite one is left out
     assert mean["ssim_rgb"] == pytest.approx((1 + good["ssim_rgb"]) / 2)
     assert mean_scores([perfect, perfect])["psnr_y"] == math.inf
-    rows = {"a": gains(perfect, good), "b": gains(good, good), "c": gains(perfect, perfect)}
-    assert "nan" not in table(rows, "rgb")
-    assert gains(perfect, perfect)["psnr_rgb_gain"] == 0
 
 
 def test_what_cannot_be_scored_is_refused():
@@ -110,76 +105,3 @@ def test_what_cannot_be_scored_is_refused():
         ssim(image[:6], image[:6])
     with pytest.raises(ImageError, match="at least 11"):
         ssim(image[:10], image[:10], "y")
-
-
-@pytest.mark.parametrize(
-    "stem, expected", [("901_3", "901"), ("902_3", "902_3"), ("5", "5"), ("7_1", "7_1"), ("901_3_1", "901_3_1")]
-)
-def test_a_target_is_found_by_stem(stem, expected):
-    assert target_stem({"901": [], "902": [], "902_3": [], "5": []}, stem) == expected
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """Two clean images, two rainy versions of the first and one of the second, and their results, which are better."""
-    for stem, clean in (("901_1", "901"), ("901_2", "901"), ("902", "902")):
-        target = noise(int(clean))
-        write_png(tmp_path / f"target/{clean}.png", target)
-        write_png(tmp_path / f"input/{stem}.png", near(target, 1, 60))
-        write_png(tmp_path / f"result/{stem}.png", near(target, 2, 10))
-    return tmp_path
-
-
-def evaluate(script, folders, *more, ok=True):
-    paths = "--result_path", folders / "result", "--target_path", folders / "target"
-    return script("-m", "utils.evaluate", *paths, *more, ok=ok)
-
-
-def test_evaluate_prints_a_table_of_each_protocol(script, folders):
-    more = "--input_path", folders / "input", "--csv", folders / "new/scores.csv"
-    done = evaluate(script, folders, "--protocol", "all", *more)
-    lines = done.stdout.splitlines()[1:]  # behind the line that names the paths
-    assert max(map(len, lines)) <= 80
-    assert sum(line.startswith("mean of 3") for line in lines) == 3
-    assert all(protocol.title in lines for protocol in PROTOCOLS.values())
-    expected = scores(read_image(folders / "result/901_2.png"), read_image(folders / "target/901.png"))
-    row = next(line for line in lines if line.startswith("901_2"))
-    assert row.split()[1:3] == [f"{expected['psnr_rgb']:.3f}", f"{expected['ssim_rgb']:.4f}"]
-    assert row.split()[5].startswith("+")
-    header, *rows = (folders / "new/scores.csv").read_text().splitlines()
-    assert header.startswith("image,psnr_rgb,ssim_rgb,psnr_y,") and len(header.split(",")) == 19
-    assert [row.split(",")[0] for row in rows] == ["901_1", "901_2", "902"]
-
-
-def test_evaluate_reports_what_is_bad_and_scores_the_rest(script, folders):
-    write_png(folders / "result/800.png", noise(0))  # has no target
-    write_png(folders / "result/901_2.png", noise(0, 20, 20))  # of another size
-    (folders / "result/902.png").write_bytes(b"no image")
-    done = evaluate(script, folders, ok=False)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "mean of 1" in done.stdout and "4 images, 3 failed" in done.stdout
-    for part in ("800.png: nothing for it", "901_2.png: 20x20", "902.png: not an image"):
-        assert part in done.stderr
-
-
-def test_evaluate_reports_missing_results(script, folders):
-    (folders / "result/902.png").unlink()
-    done = evaluate(script, folders, ok=False)
-    assert done.returncode == 1 and "failed: nothing in" in done.stderr and "for 902" in done.stderr
-    assert "mean of 2" in done.stdout
-    (folders / "result/901_1.png").unlink()  # 901 still has a result, but this input has none
-    assert "for 901_1, 902" in evaluate(script, folders, "--input_path", folders / "input", ok=False).stderr
-
-
-def test_evaluate_without_a_folder_is_one_line(script, tmp_path):
-    done = evaluate(script, tmp_path, ok=False)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "no such folder" in done.stderr
-
-
-def test_evaluate_scores_grey_and_transparent_results(script, tmp_path):
-    target = np.repeat(noise(8)[..., :1], 3, axis=2)
-    write_png(tmp_path / "target/grey.png", target)
-    write_png(tmp_path / "target/alpha.png", target)
-    write_png(tmp_path / "result/grey.png", target[..., 0])
-    write_png(tmp_path / "result/alpha.png", np.dstack([target, target[..., 0]]))
-    assert "Equal to the target: 2" in evaluate(script, tmp_path).stdout

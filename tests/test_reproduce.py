@@ -1,24 +1,28 @@
-"""utils.reproduce: the stages as a user runs them, one after the other, and only those that are not done."""
+"""utils.reproduce: the stages as a user runs them, one after the other, and the table of what they made."""
 import csv
-import os
-import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from utils.evaluate import score_folders
-from utils.image import ImageError, read_image, write_png
-from utils.metrics import mean_scores
-from utils.reproduce import FUSED, Record, Stage, first_images, learning, references
-from utils.tables import MEASURED, overview_markdown, published
+from utils.image import read_image
+from utils.metrics import scores
+from utils.reproduce import first_images, learning, references
 
 from conftest import ROOT
-from test_evaluate import inside
+from test_evaluate import inside, write_png
 from test_metrics import near
-from test_stages import photograph, stage
 
 SHORT = "--methods", "sdrl", "--backbones", "DnCNN", "--recipe", "fast"
+
+
+def photograph(height, width, seed):
+    """Flat tiles with bright streaks, (height, width, 3) uint8 BGR."""
+    random = np.random.default_rng(seed)
+    image = np.kron(random.integers(40, 160, (height // 4, width // 4, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
+    image[height // 4 : height // 2, ::7] += 60
+    return image
 
 
 @pytest.fixture
@@ -33,17 +37,27 @@ def data(tmp_path):
 
 @pytest.fixture
 def reproduce(data, monkeypatch):
-    """Call it within this process; returns (what it returned, the commands it started). stop: one that is stopped."""
+    """Call it within this process; returns (what it returned, the commands it started). stop: one that ends with `code`."""
 
     def call(*words, ok=True, stop=None, code=130):
         started = []
 
-        def start(command):
-            started.append(os.path.basename(command[1]))
-            if started[-1] == stop:
+        def start(command, capture_output=False, text=False):
+            python, name, *flags = map(str, command)
+            assert python == sys.executable
+            if name != "-m":
+                assert name.startswith(str(ROOT))
+                name = name.removeprefix(f"{ROOT}/")
+            module, flags = (flags[0], flags[1:]) if name == "-m" else (name, flags)
+            if capture_output:
+                return inside(module, *flags, cwd=data.parent.parent, ok=None)
+            started.append(module)
+            if module == stop:
                 return subprocess.CompletedProcess(command, code)
-            assert command[0] == sys.executable and os.path.dirname(command[1]) == str(ROOT)
-            return stage(shlex.join(["python", started[-1], *command[2:]]), cwd=data.parent.parent, ok=None)
+            done = inside(module, *flags, cwd=data.parent.parent, ok=None)
+            print(done.stdout)
+            print(done.stderr, file=sys.stderr)
+            return done
 
         with monkeypatch.context() as patch:
             patch.setattr(subprocess, "run", start)
@@ -58,69 +72,61 @@ def table(folder):
 
 
 def test_the_stages_run_once_and_their_results_are_scored(reproduce, data):
-    first, started = reproduce(*SHORT, "--limit=2", "--", "--steps=2")
-    assert started == ["ldgp.py", "sdr.py", "sdrl.py"]
+    done, started = reproduce(*SHORT, "--limit=2", "--", "--steps=2")
+    assert started == ["ldgp.py", "sdr.py", "sdrl.py", "utils.evaluate"]
+    assert [f"stage {n} of 3: python {name}" in done.stdout for n, name in enumerate(started[:3], 1)] == [True] * 3
     part = data / "limit_2"
     result = part / "result_sdrl_fast_DnCNN_steps=2"
-    assert sorted(path.name for path in result.glob("[!.]*")) == ["1.png", "2.png"]
-    name = "sdrl.py fast DnCNN --steps=2"
-    expected = score_folders({"a": result, "b": part / "sdr(fuse)_fast"}, data / "target", part / "input").rows
-    written = table(part)
-    for row, method in (("a", name), ("b", FUSED["fast"])):
-        for key, value in mean_scores(list(expected[row].values())).items():
-            assert float(written[method, "mean of 2"][key]) == pytest.approx(value, abs=1e-6)
+    assert sorted(path.name for path in result.glob("*.png")) == ["1.png", "2.png"]
+    name = "sdrl_fast_DnCNN_steps 2"
+    for method, place in ((name, result), ("sdr(fuse)_fast", part / "sdr(fuse)_fast")):
+        for key, value in scores(read_image(place / "2.png"), read_image(data / "target/2.png"), ["rgb", "y"]).items():
+            assert float(table(part)[method, "2"][key]) == pytest.approx(value, abs=1e-6)
     text = (part / "scores/scores.md").read_text()
-    assert text.startswith("Tiny, first 2 images\n\n| method |") and f"| {name} | one image | first 2 |" in text
+    assert text.startswith("Tiny, 2 images\n") and f"\n| {name} | 2 " in text
 
-    again, started = reproduce(*SHORT, "--limit=2", "--", "--steps=2")
-    assert started == [] and again.stdout.count("done before: ") == 3
-    assert (part / "scores/scores.md").read_text() == text
-    more, started = reproduce("--backbones", "DnCNN", "--methods", "sdrl_online", "--limit=2", "--", "--epoch=1", "--sdr_num=2")
-    assert started == ["ldgp.py", "sdr.py", "sdrl_online.py"]  # the paper's masks have a folder of their own
+    again, _ = reproduce(*SHORT, "--limit=2", "--", "--steps=2")
+    assert again.stdout.count("2 done before, nothing done") == 3 and (part / "scores/scores.md").read_text() == text
+    flags = "--backbones", "DnCNN", "--methods", "sdrl_online", "--limit=2", "--", "--epoch=1", "--sdr_num=2"
+    more, _ = reproduce(*flags)
+    assert "done before" not in more.stdout and "moved to" not in more.stderr  # the paper's recipe has folders of its own
     names = {method for method, _ in table(part)}
-    assert names == {name, "sdrl_online.py paper DnCNN --epoch=1 --sdr_num=2", *FUSED.values()}
+    assert names == {"rainy input", name, "sdr(fuse)", "sdr(fuse)_fast", "sdrl_online_paper_DnCNN_epoch 1_sdr_num 2"}
 
-    write_png(data / "input/2.png", photograph(36, 44, 7))  # another photograph: what was made of the old one is no more scored
-    last, started = reproduce(*SHORT, "--limit=2", "--", "--steps=1")
-    assert started == ["ldgp.py", "sdr.py", "sdrl.py"]
-    assert {method for method, _ in table(part)} == {"sdrl.py fast DnCNN --steps=1", FUSED["fast"]}
+    write_png(data / "input/2.png", photograph(36, 44, 7))  # another photograph: what was made of it is made again
+    last, _ = reproduce(*SHORT, "--limit=2", "--", "--steps=2")
+    assert last.stdout.count("1 done before") == 3
 
 
 def test_a_network_for_the_whole_data_set(reproduce, data):
     flags = "--backbones", "DnCNN", "--methods", "sdrl_all", "--", "--epoch=1", "--batch_size=2", "--crop_size=32"
     done, started = reproduce(*flags, ok=False, stop="test_all.py")
-    assert started == ["ldgp.py", "sdr.py", "sdrl_all.py", "test_all.py"]
+    assert started == ["ldgp.py", "sdr.py", "sdrl_all.py", "test_all.py"] and not (data / "scores/scores.md").exists()
+    said = "test_all.py: ended with exit code 130; the same command goes on from there"
+    assert done.stderr.splitlines()[-1].endswith(said)
     done, started = reproduce(*flags)
-    assert started == ["test_all.py"]
-    assert ("sdrl_all.py DnCNN --epoch=1 --batch_size=2 --crop_size=32", "mean of 3") in table(data)
-    assert "| rainy images | 3 |" in (data / "scores/scores.md").read_text()
+    assert "goes on after epoch 1" in done.stderr
+    assert ("sdrl_all_paper_DnCNN_epoch 1_batch_size 2_crop_size 32", "mean of 3") in table(data)
 
 
-def test_what_was_stopped_goes_on(reproduce, data):
-    done, started = reproduce(*SHORT, "--", "--steps=1", ok=False, stop="sdr.py")
-    assert started == ["ldgp.py", "sdr.py"] and not (data / "scores/scores.md").exists()
-    assert done.stderr.strip() == "reproduce.py: sdr.py: ended with exit code 130, so nothing was scored; call again to go on"
-    _, started = reproduce(*SHORT, "--", "--steps=1")
-    assert started == ["sdr.py", "sdrl.py"]
-    (data / "result_sdrl_fast_DnCNN_steps=1/2.png").unlink()
-    _, started = reproduce(*SHORT, "--", "--steps=1")
-    assert started == ["sdrl.py"] and (data / "result_sdrl_fast_DnCNN_steps=1/2.png").exists()
-
-
-def test_an_image_that_fails_does_not_stop_the_others_and_is_listed(reproduce, data):
+def test_what_fails_does_not_stop_the_others_and_is_listed(reproduce, data):
     (data / "input/2.png").write_bytes(b"")
     done, started = reproduce(*SHORT, "--", "--steps=1", ok=False)
-    assert started == ["ldgp.py", "sdr.py", "sdrl.py"] and "for 2" in done.stderr and "Traceback" not in done.stderr
-    assert "2 of 3" in done.stdout and ("sdrl.py fast DnCNN --steps=1", "mean of 2 of 3") in table(data)
-
-
-def test_a_method_without_any_result_does_not_stop_the_others(reproduce, data):
-    reproduce(*SHORT, "--", "--steps=1")
+    assert started == ["ldgp.py", "sdr.py", "sdrl.py", "utils.evaluate"] and "Traceback" not in done.stderr
+    assert "ldgp.py: failed: dataset/Tiny/input/2.png: " in done.stderr
+    assert "for 2" in done.stderr and ("sdrl_fast_DnCNN_steps 1", "mean of 2 of 3") in table(data)
     flags = "--methods", "sdrl_online", "--backbones", "DnCNN", "--", "--steps=1"
     done, started = reproduce(*flags, ok=False, stop="sdrl_online.py", code=1)
-    assert started == ["ldgp.py", "sdr.py", "sdrl_online.py"]
-    assert "no result of sdrl_online.py paper DnCNN --steps=1; see what" in done.stderr
-    assert ("sdrl.py fast DnCNN --steps=1", "mean of 3") in table(data)
+    assert started[-2:] == ["sdrl_online.py", "utils.evaluate"]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--steps=1", "--stepz=2"], "sdrl.py: unrecognized arguments: --stepz=2"), (["--steps=x"], "--steps: 'x' is not"),
+    (["--epoch=3"], "--epoch is of --recipe=paper"), (["--device=cuda:77"], "--device cuda:77 cannot be used"),
+    (["--backbone=Unet"], "--backbone=Unet: cannot stand behind --"), (["--help"], "cannot be run with")])
+def test_mistakes_in_flags_are_said_before_the_work(reproduce, flags, words):
+    done, started = reproduce(*SHORT, "--", *flags, ok=False)
+    assert started == [] and words in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_what_cannot_be_scored_is_said_before_the_work(reproduce, data):
@@ -128,9 +134,6 @@ def test_what_cannot_be_scored_is_said_before_the_work(reproduce, data):
     done, started = reproduce(*SHORT, ok=False)
     assert started == [] and "10.png: nothing for it in dataset/Tiny/target" in done.stderr
     assert reproduce(*SHORT, "--limit=2", ok=False, stop="ldgp.py")[1] == ["ldgp.py"]  # it is not among the first two
-    (data / "limit_2/scores/runs.json").write_text("[1")
-    done, started = reproduce(*SHORT, "--limit=2", ok=False)
-    assert started == [] and done.stderr.count("\n") == 1 and "runs.json: damaged; remove it" in done.stderr
     done, started = reproduce("--limit=0", ok=False)
     assert started == [] and "at least 1" in done.stderr
 
@@ -149,47 +152,13 @@ def test_the_first_images_are_those_of_the_smallest_numbers_with_their_targets(t
     assert (read_image(part / "input/901_2.png") == photograph(8, 8, 9)).all()
 
 
-def test_a_stage_is_done_while_its_command_and_files_are_the_same(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "in/a").write_text("1")
-    work = Stage(["x.py", "--a=1"], [tmp_path / "in"], [tmp_path / "out"], ("x", "", tmp_path / "out"))
-    other = work._replace(command=["x.py", "--a=2"])
-    record = Record(tmp_path / "runs.json")
-    assert not record.done(work)
-    record.begin(work)
-    assert not Record(record.path).done(work) and record.rows() == []
-    (tmp_path / "out/b").write_text("2")
-    record.finish(work)
-    assert Record(record.path).done(work) and not record.done(other)
-    assert Record(record.path).rows() == [("x", "", str(tmp_path / "out"))]
-    record.begin(other)  # it writes to the same folder
-    assert not record.done(work) and record.rows() == []
-    record.finish(work)
-    (tmp_path / "in/c").write_text("3")
-    assert not record.done(work)
-
-
-def test_runs_that_differ_never_share_a_folder(tmp_path):
+def test_runs_that_differ_never_share_a_folder():
     runs = [("sdrl", "fast", "Unet", []), ("sdrl", "paper", "Unet", []), ("sdrl", "fast", "ResNet", []),
             ("sdrl_online", "fast", "Unet", []), ("sdrl", "fast", "Unet", ["--steps=5"]), ("sdrl_all", "fast", "Unet", []),
-            ("sdrl_all", "fast", "ResNet", [])]
-    written = [str(path) for run in runs for one in learning(tmp_path, *run) for path in one.writes]
-    written += [str(path) for recipe in FUSED for one in references(tmp_path, recipe) for path in one.writes]
-    assert len(written) == len(set(written)) == 15
-
-
-def test_help_shows_a_command_that_works(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    text = inside("utils.reproduce", "--help").stdout
-    assert "-- FLAG" in text and '--backbones Unet --limit=40' in text and max(map(len, text.splitlines())) <= 92  # the command
-    with pytest.raises(ImageError):
-        first_images(ROOT / "nowhere", 1)
-
-
-def test_the_published_rows_of_the_readme_are_those_on_file():
-    text = (ROOT / "README.md").read_text()
-    table = text.partition("<!-- table: python -m utils.reproduce ")[2].partition("<!-- /table -->")[0].splitlines()[1:]
-    shown = [line for line in table if line.startswith("|") and MEASURED not in line]
-    rows = overview_markdown(published("Rain100L", ["psnr_rgb", "ssim_rgb", "psnr_y", "ssim_y"], 40)).splitlines()
-    assert [line for line in rows if "| source |" not in line and line.startswith("| ")] == shown[1:]
+            ("sdrl_all", "paper", "Unet", [])]
+    commands = [command for run in runs for command in learning("data", *run)]
+    commands += [command for recipe in ("paper", "fast") for command in references("data", recipe)]
+    words = [word.partition("=") for command in commands for word in command]
+    places = ("--result_path", "--save_path", "--fuse_save_path", "--model_save_dir")
+    made = [folder for flag, _, folder in words if flag in places]
+    assert len(made) == len(set(made)) == 5 + 2 * 3 + 2 * 3

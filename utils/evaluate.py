@@ -1,34 +1,30 @@
 """Score derained photographs against the clean ones: PSNR and SSIM in RGB and in Y, image by image and on average.
 
-    python -m utils.evaluate --result_path="./dataset/Demo/result/" --target_path="./dataset/Demo/target/" \\
-        --input_path="./dataset/Demo/input/"
+    python -m utils.evaluate ./dataset/Demo/result/ ./dataset/Demo/target/ --input_path="./dataset/Demo/input/"
 
-The target of 901_3 is 901_3 or, where there is none, 901. rgb is the protocol of the Rain2Avoid papers, y that of most others.
-Several folders, --result_path Unet=FOLDER --result_path ResNet=FOLDER, give one table, beside the published figures of the data
-set if there are any.
+The last folder holds the clean photographs. Several folders before it, each FOLDER or NAME=FOLDER, are compared in one table,
+with the published figures of the data set below. The target of 901_3 is 901_3 or 901, and that of rain-001 is norain-001. rgb
+is the protocol of the Rain2Avoid papers, y that of most others.
 """
-import functools
-import os
-import signal
+import math
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+
+from tqdm import tqdm
 
 from utils import run
-from utils.image import ImageError, companion, list_images, read_image
-from utils.metrics import EXTRA, PROTOCOLS, extra_score, mean_scores, score_files
-from utils.tables import (MEASURED, Method, check_file, csv_text, gains, image_table, images_markdown, known, mean_name,
-                          overview, overview_markdown, published, write_text)
+from utils.image import ImageError, check_size, companion, list_images, one_line, read_image, write_bytes
+from utils.metrics import EXTRA, PROTOCOLS, extra_score, mean_scores, scores
+from utils.tables import LATEX_MARKS, MEASURED, Method, columns, csv_text, image_table, latex, markdown, overview, published
 
-RESULTS = "./dataset/Rain100L/result/"
 RAINY = "rainy input"  # its row
+NOTE = "* best, ' second best of complete results. Published figures are not ranked."
 
 
 def target_stem(targets, stem):
-    """The stem of an image's clean photograph: of 901_3 it is 901_3 or, where `targets` has only that, 901."""
-    shared = stem.rpartition("_")[0]
-    return shared if stem not in targets and shared in targets else stem
+    """The stem of an image's clean photograph among `targets`: of 901_3 it is 901_3 or 901, of rain-001 norain-001."""
+    names = stem, stem.rpartition("_")[0], f"no{stem}", stem.removeprefix("no")
+    return next((name for name in names if name in targets), stem)
 
 
 def named_folders(texts):
@@ -39,197 +35,145 @@ def named_folders(texts):
         if not equals or Path(text).exists():
             name, folder = Path(text).resolve().name, text
         if not name or not folder:
-            raise ImageError(f"--result_path {text}: should be a folder, or a name, = and a folder")
+            raise ImageError(f"{text}: should be a folder, or a name, = and a folder")
         if name in folders:
-            raise ImageError(f"--result_path {text}: a second folder named {name}; give it another name: NAME={folder}")
-        if Path(folder) in map(Path, folders.values()):
-            raise ImageError(f"--result_path {text}: given twice; leave one out")
+            raise ImageError(f"{text}: a second folder named {name}; give it another name: NAME={folder}")
         folders[name] = folder
     return folders
 
 
-class Scored(NamedTuple):
-    """What `score_folders` returns."""
+def score_folders(folders, target_path, protocols=("rgb", "y"), extras=None):
+    """Score several folders. What cannot be scored, and what is missing, is listed on stderr.
 
-    rows: dict  # {method: {image: row of `scores` or, with the rainy input, of `gains`}}, without what could not be scored
-    total: int  # images there should be
-    code: int  # 0, or 1 where an image failed or is missing
-
-
-def score_folders(folders, target_path=None, input_path=None, protocols=("rgb", "y"), extras=None, where="the table"):
-    """Score the results of several methods, on all cores, and report on stderr what cannot be scored.
-
-    folders: {method: folder of results}, all different. target_path: the clean photographs; None where there are none, which
-    leaves the `extras` that need none. input_path: the rainy ones, for their scores and the gain, or None. protocols: keys of
-    PROTOCOLS. extras: {name: function of `extra_score`}. where: named in the last line. Returns a `Scored`.
-    Raises ImageError for a folder that is missing or holds no image.
+    folders: {method: folder}; under the name RAINY the rainy photographs, which say what results there should be, and of
+    which only those with a result are scored. target_path: the clean photographs; None leaves the `extras` that need none.
+    protocols: keys of PROTOCOLS. extras: {name: function of `extra_score`}. Returns ({method: {image: its scores}}, number of
+    images that there should be, exit code: 1 where an image is missing or failed). Raises ImageError for a folder that is
+    missing or holds no image.
     """
     results = {name: list_images(folder) for name, folder in folders.items()}
-    targets = list_images(target_path) if target_path else None
-    inputs = list_images(input_path) if input_path else None
-    rows, method_of = {name: {} for name in folders}, {}
-    for name, found in results.items():
-        method_of |= {path: name for paths in found.values() for path in paths}
+    targets = list_images(target_path, "name the clean photographs' folder with --target_path") if target_path else {}
+    there = {stem for name, found in results.items() for stem in found if name != RAINY}
+    expected = list(results.get(RAINY) or dict.fromkeys(stem for found in results.values() for stem in found))
+    if RAINY not in results:
+        covered = {target_stem(targets, stem) for stem in expected}
+        expected += [stem for stem in targets if stem not in covered]
 
-    def sources(path):
-        """The files that a row is made of: ([the result and, if asked for, the rainy input], the target or None)."""
-        found, clean_path = [path], None
-        if targets is not None:
+    def score(path):
+        image, clean = read_image(path), None
+        if target_path:
             named = path.with_stem(target_stem(targets, path.stem))
             clean_path = companion(targets, named, target_path, "without its target it has no score")
-        if inputs is not None:
-            found.append(companion(inputs, path, input_path, "leave out --input_path"))
-        return found, clean_path
-
-    @functools.cache  # of a rainy input for every method
-    def score(path, clean_path):
-        row = dict(pending[path, clean_path].result()) if protocols else {}
-        if extras:
-            image, target = read_image(path), None if clean_path is None else read_image(clean_path)
-            for name, function in extras.items():
-                try:
-                    row[name] = function(image, target)
-                except ImageError as error:
-                    raise ImageError(f"{path}: {error}") from None
-        return row
-
-    def work(path, bar):
-        found, clean_path = sources(path)
-        result, *rainy = (score(file, clean_path) for file in found)
-        rows[method_of[path]][path.stem] = gains(result, *rainy) if rainy else result
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # Ctrl-C is for this process alone
-    pool = ProcessPoolExecutor(min(cores, len(method_of)), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    pending = {}
-    try:
-        for path in method_of if protocols else ():
-            try:
-                found, clean_path = sources(path)
-            except ImageError:
-                continue  # `work` meets it again, and it is reported there
-            for file in found:
-                if (file, clean_path) not in pending:
-                    pending[file, clean_path] = pool.submit(score_files, file, clean_path, protocols)
-        jobs = {f"{name}/{stem}": paths for name, found in results.items() for stem, paths in found.items()}
-        code = run.each_image(jobs, work, where)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-    every = list(inputs or dict.fromkeys(stem for found in results.values() for stem in found))
-    missing = {name: [stem for stem in every if stem not in found] for name, found in results.items()}
-    if inputs is None and targets is not None:
-        covered = {target_stem(targets, stem) for stem in every}
-        without = [stem for stem in targets if stem not in covered]
-        every, missing = every + without, {name: stems + without for name, stems in missing.items()}
-    for name, stems in missing.items():
-        if stems:
-            names = ", ".join(stems[:5]) + f" and {len(stems) - 5} more" * (len(stems) > 5)
-            print(f"{Path(sys.argv[0]).name}: failed: nothing in {folders[name]} for {names}", file=sys.stderr)
-    return Scored({name: found for name, found in rows.items() if found}, len(every), 1 if any(missing.values()) else code)
-
-
-def summarise(scored, dataset=None, needs=None, which=""):
-    """The rows of the overview, a list of `Method`: the rainy input, every method, and what is published of the data set.
-
-    needs: {method: what it learns from}, if that is known. which: in front of the number of images.
-    """
-    methods, rainy = [], {}
-    for name, rows in scored.rows.items():
-        means = mean_scores(list(rows.values()))
-        for image, row in rows.items():
-            rainy[image] = {key[: -len("_input")]: value for key, value in row.items() if key.endswith("_input")}
-        images = f"{which}{len(rows)}" + f" of {scored.total}" * (len(rows) != scored.total)
-        own = {key: value for key, value in means.items() if not key.endswith(("_input", "_gain"))}
-        methods.append(Method(name, images, own, needs=(needs or {}).get(name, ""), ranked=len(rows) == scored.total))
-    if any(rainy.values()):
-        methods.insert(0, Method(RAINY, f"{which}{len(rainy)}", mean_scores(list(rainy.values()))))
-    return methods + (published(dataset, list(methods[0].scores), scored.total) if dataset else [])
-
-
-def chunks(keys):
-    """[(title, [one or two scores])] of the scores of a row, as tables of images show them."""
-    shown = {name: protocol.title for name, protocol in PROTOCOLS.items() if f"psnr_{name}" in keys}
-    pairs = [(title, [f"psnr_{name}", f"ssim_{name}"]) for name, title in shown.items()]
-    extras = [key for key in keys if key in EXTRA]
-    return pairs + [("pyiqa (lower is better)", extras[first : first + 2]) for first in range(0, len(extras), 2)]
-
-
-def save(path, scored, methods, title):
-    """Write <path>.csv, all images, means and published figures, and <path>.md, the overview and the images by protocol."""
-    lines = []
-    for name, rows in scored.rows.items():
-        means = {mean_name(rows, scored.total): mean_scores(list(rows.values()))}
-        lines += [{"method": name, "image": image, "source": MEASURED, **row} for image, row in {**rows, **means}.items()]
-    lines += [{"method": method.name, "image": f"mean of {method.images}".removesuffix(" of "), "source": method.source,
-               **method.scores} for method in methods if method.source != MEASURED]
-    write_text(f"{path}.csv", csv_text(lines))
-    totals = dict.fromkeys(scored.rows, scored.total)
-    tables = [images_markdown(scored.rows, keys, title, totals) for title, keys in chunks(methods[0].scores)]
-    write_text(f"{path}.md", "\n\n".join([title, overview_markdown(methods), *tables]) + "\n")
-
-
-def extra_scores(names, program):
-    """({name: its `extra_score`} of those that can be had, exit code); a line for each that cannot."""
-    found, code = {}, 0
-    for name in dict.fromkeys(names or []):
+            clean = read_image(clean_path)
+            check_size(image, path, clean, clean_path)
         try:
-            found[name] = extra_score(name)
+            return {**scores(image, clean, protocols), **{name: extra(image, clean) for name, extra in (extras or {}).items()}}
         except ImageError as error:
-            print(f"{program}: {error}", file=sys.stderr)
-            code = 1
-    return found, code
+            raise ImageError(f"{path}: {error}") from None
+
+    rows, failures = {name: {} for name in folders}, []
+    jobs = [(name, stem, path) for name, found in results.items() for stem, path in found.items() if stem in there]
+    for name, stem, path in tqdm(jobs, unit="image", disable=None):
+        try:
+            rows[name][stem] = score(path)
+        except ImageError as error:
+            failures.append(str(error))
+    for name, found in results.items():
+        missing = [stem for stem in expected if stem not in found]
+        if missing:
+            more = f" and {len(missing) - 5} more" * (len(missing) > 5)
+            failures.append(f"nothing in {folders[name]} for {', '.join(missing[:5])}{more}")
+    for text in failures:
+        print(one_line(f"evaluate.py: failed: {text}"), file=sys.stderr)
+    return {name: found for name, found in rows.items() if found}, len(expected), int(bool(failures))
+
+
+def summarise(rows, total, dataset):
+    """The rows of the overview, a list of `Method`: every folder, and what is published of the data set."""
+    methods = []
+    for name, found in rows.items():
+        whole = len(found) == total
+        images = str(total) if whole else f"{len(found)} of {total}"
+        methods.append(Method(name, images, mean_scores(list(found.values())), ranked=whole and name != RAINY))
+    return methods + published(dataset, list(methods[0].scores), total)
+
+
+def gains(rows):
+    """The rows, and where they are of one result and its rainy input, those of "gain": by how much the result is better."""
+    if len(rows) != 2 or RAINY not in rows:
+        return rows
+    rainy, result = rows[RAINY], next(found for name, found in rows.items() if name != RAINY)
+    both = {image: (row, rainy[image]) for image, row in result.items() if image in rainy}
+    return {**rows, "gain": {image: {key: 0.0 if row[key] == before[key] else row[key] - before[key] for key in row}
+                             for image, (row, before) in both.items()}}
 
 
 def main(args):
-    folders = named_folders(args.result_path or [RESULTS])
-    base = args.save and args.save.removesuffix(".csv").removesuffix(".md")
-    files = [args.csv] * bool(args.csv) + [f"{base}.csv", f"{base}.md"] * bool(args.save)
-    for path in files:
-        check_file(path)
-    target = None if args.no_target else args.target_path
+    given = list(args.folders)
+    named = args.result_path or []
+    target = args.target_path or (given.pop() if given and len(named + given) > 1 and not args.no_target else None)
+    place = Path("dataset", args.dataset or "Rain100L")
+    folders = named_folders(named + given or [str(place / "result")])
+    if not args.dataset and named + given:
+        place = Path(target or next(iter(folders.values()))).resolve().parent  # the stages write results beside the targets
+    target = None if args.no_target else target or place / "target"
     protocols = {"all": tuple(PROTOCOLS), "both": ("rgb", "y")}.get(args.protocol, (args.protocol,)) if target else ()
-    if not target and (not args.extra or any(EXTRA[name] for name in args.extra)):
-        alone = " ".join(name for name, needs_target in EXTRA.items() if not needs_target)
-        raise ImageError(f"--no_target: without clean photographs, only --extra {alone} can be scored")
-    place = Path(target or args.input_path or next(iter(folders.values()))).resolve().parent.name
-    dataset = args.dataset or (place if known(place) else None)
-    if args.dataset:
-        published(dataset, [], 0)  # before the work, not after: is it a data set with figures?
+    alone = [name for name, needs_target in EXTRA.items() if not needs_target]
+    if not target and not set(args.extra or ["none"]) <= set(alone):
+        raise ImageError(f"--no_target: without clean photographs, only --extra {' '.join(alone)} can be scored")
+    base = args.save and args.save.removesuffix(".csv").removesuffix(".md")
+    if base:
+        Path(base).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after: can it be written?
 
-    extras, code = extra_scores(args.extra, "evaluate.py")
+    extras, code = {}, 0
+    for name in args.extra or ():
+        try:
+            extras[name] = extra_score(name)
+        except ImageError as error:
+            print(f"evaluate.py: {error}", file=sys.stderr)
+            code = 1
     if not protocols and not extras:
         return code
-    scored = score_folders(folders, target, args.input_path, protocols, extras, " and ".join(["the table", *files]))
-    if not scored.rows:
+    if args.input_path:
+        folders = {RAINY: args.input_path, **folders}
+    rows, total, failed = score_folders(folders, target, protocols, extras)
+    if not rows:
         return 1
-    methods = summarise(scored, dataset)
-    if len(scored.rows) == 1:
-        for title, keys in chunks(methods[0].scores):
-            print(f"\n{image_table(*scored.rows.values(), keys, title, scored.total)}")
-    if len(folders) > 1 or methods[-1].source != MEASURED:
-        print(f"\n{overview(methods, dataset or place)}")
-    if args.csv:
-        lines = [{**({"method": name} if len(folders) > 1 else {}), "image": image, **row}
-                 for name, rows in scored.rows.items() for image, row in rows.items()]
-        write_text(args.csv, csv_text(lines))
-    if args.save:
-        save(base, scored, methods, f"{dataset or place}, {scored.total} images")
-    return max(code, scored.code)
+    methods = summarise(rows, total, place.name)
+    shown, alone = columns(methods[0].scores), len(set(rows) - {RAINY}) == 1
+    text = [f"{place.name}, {total} images", *(f"{PROTOCOLS[name].name}: {PROTOCOLS[name].about}" for name in protocols)]
+    perfect = sum(math.inf in row.values() for found in rows.values() for row in found.values())
+    if perfect:
+        text.append(f"Equal to the target: {perfect}; an infinite PSNR is left out of the mean PSNR.")
+    images = [f"\n{heading}\n\n{markdown(image_table(gains(rows), keys, total))}" for heading, keys in shown]
+    means = [f"\n{markdown(overview(methods, shown[first : first + 2]))}" for first in range(0, len(shown), 2)] + [f"\n{NOTE}"]
+    if args.latex:
+        print(latex(overview(methods, shown, LATEX_MARKS)))
+    else:
+        print("\n".join(text + images * alone + means * (not alone or methods[-1].source != MEASURED)))
+    if base:
+        write_bytes(f"{base}.md", "\n".join([*text, *means, *images, ""]).encode())
+        lines = [{"method": name, "image": image, **row} for name, found in rows.items() for image, row in found.items()]
+        for name, number, means, source, _ in methods:
+            lines.append({"method": name, "image": f"mean of {number or 'all'}", **means, "source": source})
+        write_bytes(f"{base}.csv", csv_text(lines).encode())
+    return max(code, failed)
 
 
 if __name__ == "__main__":
     parser = run.Parser(__doc__)
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="derained photographs, and at last the clean ones")
     parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
-                        help=f"derained photographs; may be given several times, to compare (default: {RESULTS})")
-    parser.add_argument("--target_path", default="./dataset/Rain100L/target/", help="clean photographs, by the same names")
+                        help="derained photographs; may be given several times, to compare (default: result/ of the data set)")
+    parser.add_argument("--target_path", help="clean photographs (default: target/ of the data set or beside the results)")
     parser.add_argument("--no_target", action="store_true", help="there are none: only --extra scores that need none")
     parser.add_argument("--input_path", help="rainy photographs, to show their scores and the gain as well")
     parser.add_argument("--protocol", default="both", choices=[*PROTOCOLS, "both", "all"],
                         help="what is compared; both: rgb and y")
     parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",
                         help=f"scores by the package pyiqa, lower is better, of {', '.join(EXTRA)}")
-    parser.add_argument("--dataset", help="show the published figures of this one (default: the folder that holds the targets)")
-    parser.add_argument("--csv", help="a file for the scores of the images as comma-separated values")
-    parser.add_argument("--save", metavar="FILE", help="write FILE.csv, images and means, and FILE.md, the tables as Markdown")
+    parser.add_argument("--dataset", help="a folder under ./dataset/, of which the published figures are shown (default: that "
+                                          "of the targets, or Rain100L)")
+    parser.add_argument("--latex", action="store_true", help="print the means as rows of a LaTeX table")
+    parser.add_argument("--save", metavar="FILE", help="write FILE.csv, all scores, and FILE.md, the tables in Markdown")
     run.start(main, parser)

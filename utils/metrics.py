@@ -7,15 +7,16 @@ from typing import Callable, NamedTuple
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from utils.image import ImageError, check_size, read_image, uint8_to_tensor
+from utils.image import ImageError, uint8_to_tensor
 
 
 class Protocol(NamedTuple):
-    """How a pair of photographs is looked at before it is scored."""
+    """What of two photographs is compared, and how."""
 
-    title: str  # for tables
+    name: str
+    about: str
     view: Callable  # of (H, W, 3) uint8 BGR: what is compared, with a peak of 255
-    window: int  # pixels a side of the SSIM window, which is the smallest side of an image
+    window: int  # pixels a side of the SSIM window: no image may be smaller
     ssim: dict  # options of skimage's structural_similarity
 
 
@@ -30,28 +31,27 @@ def rounded_luma(image):
     return (16 + (thousandths + 127500) // 255000).astype(np.uint8)
 
 
-# Wang et al. 2004: an 11x11 Gaussian window, population variance; skimage's mean leaves out the margin where it does not fit.
-_WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+# Wang et al. 2004: an 11x11 Gaussian window, population variance. skimage's mean leaves out the margin where it does not fit.
+WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 PROTOCOLS = {
-    "rgb": Protocol("RGB (8-bit RGB, SSIM in a uniform 7x7 window)", lambda image: image, 7, {"channel_axis": 2}),
-    "y": Protocol("Y (8-bit luma, SSIM in an 11x11 Gaussian window)", rounded_luma, 11, _WANG),
-    "y_float": Protocol("Y, not rounded (SSIM in an 11x11 Gaussian window)", luma, 11, _WANG),
+    "rgb": Protocol("RGB", "8-bit RGB, SSIM in a uniform 7x7 window", lambda image: image, 7, {"channel_axis": 2}),
+    "y": Protocol("Y", "8-bit luma, SSIM in an 11x11 Gaussian window", rounded_luma, 11, WANG),
+    "y_float": Protocol("Y float", "luma not rounded, SSIM in an 11x11 Gaussian window", luma, 11, WANG),
 }
 
-
-# What pyiqa adds, lower is better in all: does the score compare with the clean photograph?
+# The scores of pyiqa. Lower is better in all of them. Does it compare with the clean photograph?
 EXTRA = {"lpips": True, "niqe": False, "brisque": False}
-INSTALL = "pip install pyiqa 'opencv-python-headless<5'"  # which pyiqa asks for and which takes OpenCV's place
+INSTALL = "pip install pyiqa 'opencv-python-headless<5'"  # pyiqa asks for this OpenCV, which replaces the one that is there
 
 
 def psnr(image, target, protocol="rgb"):
     """Peak signal-to-noise ratio in dB, at a peak of 255; inf for images that are equal under the protocol.
 
-    image, target: (H, W, 3) uint8 BGR. protocol: a key of `PROTOCOLS`; rgb is that of the Rain2Avoid papers, y of most
+    image, target: (H, W, 3) uint8 BGR. protocol: a key of `PROTOCOLS`; rgb is that of the Rain2Avoid papers, y that of most
     others. Raises ValueError for other shapes or types.
     """
-    _check(image, target)
+    check_pair(image, target)
     view = PROTOCOLS[protocol].view
     with np.errstate(divide="ignore"):
         return float(peak_signal_noise_ratio(view(target), view(image), data_range=255))
@@ -60,16 +60,16 @@ def psnr(image, target, protocol="rgb"):
 def ssim(image, target, protocol="rgb"):
     """Structural similarity (Wang et al. 2004), at most 1. Arguments and errors as `psnr`.
 
-    Raises ImageError for a side smaller than the protocol's window.
+    Raises ImageError for a side that is smaller than the protocol's window.
     """
-    _check(image, target)
-    _, view, window, options = PROTOCOLS[protocol]
+    check_pair(image, target)
+    _, _, view, window, options = PROTOCOLS[protocol]
     if min(image.shape[:2]) < window:
         raise ImageError(f"{image.shape[1]}x{image.shape[0]} pixels is too small: this SSIM needs at least {window} a side")
     return float(structural_similarity(view(target), view(image), data_range=255, **options))
 
 
-def _check(image, target):
+def check_pair(image, target):
     for array in (image, target):
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
             raise ValueError(f"scores are of (H, W, 3) uint8, not {array.shape} of {array.dtype}")
@@ -82,46 +82,38 @@ def scores(image, target, protocols=tuple(PROTOCOLS)):
     return {f"{score.__name__}_{name}": score(image, target, name) for name in protocols for score in (psnr, ssim)}
 
 
-def score_files(path, clean_path, protocols):
-    """The `scores` of an image file. Raises ImageError for files that cannot be read or compared."""
-    image, target = read_image(path), read_image(clean_path)
-    check_size(image, path, target, clean_path)
-    try:
-        return scores(image, target, protocols)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
-
-
 def extra_score(name):
-    """A function (image, target) -> float of a score that the package pyiqa has; lower is better.
+    """A function (image, target) -> float for one of the scores of the package pyiqa.
 
-    name: a key of `EXTRA`. The images are (H, W, 3) uint8 BGR; the target is not looked at, and may be None, where EXTRA
-    says so. Raises ImageError where pyiqa or its weights are missing; the function does so for an image that has no score.
+    name: a key of `EXTRA`. The images are (H, W, 3) uint8 BGR; the target may be None where EXTRA says that none is needed.
+    Raises ImageError where pyiqa or its weights are missing. The function raises it for an image that has no such score.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # it reports what it loads
+        with contextlib.redirect_stdout(sys.stderr):  # pyiqa prints what it loads
             import pyiqa
 
             metric = pyiqa.create_metric(name, device="cpu")
     except ImportError as error:
         raise ImageError(f"--extra {name}: not scored, needs the package pyiqa; run: {INSTALL} ({error})") from None
-    except Exception as error:  # of many kinds, by where its weights come from; they all mean the same to the user
-        text = " ".join(str(error).split())[:100]
+    except Exception as error:  # of many kinds, by where its weights come from
         raise ImageError(f"--extra {name}: not scored, pyiqa could not load its weights, which it downloads the first time; "
-                         f"run it once with a connection ({text})") from None
+                         f"run it once with a connection ({short(error)})") from None
 
     def score(image, target=None):
         tensors = [uint8_to_tensor(array) for array in ((image, target) if EXTRA[name] else (image,))]
         try:
             value = float(metric(*tensors))
         except (RuntimeError, ValueError, AssertionError) as error:
-            text = " ".join(str(error).split())[:100]
-            raise ImageError(f"{name} cannot be computed ({text}); leave out --extra {name}") from None
+            raise ImageError(f"{name} cannot be computed ({short(error)}); leave out --extra {name}") from None
         if not math.isfinite(value):
             raise ImageError(f"{name} is {value} here; leave out --extra {name}")
         return value
 
     return score
+
+
+def short(error):
+    return " ".join(str(error).split())[:100]
 
 
 def mean_scores(rows):

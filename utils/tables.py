@@ -1,18 +1,20 @@
-"""Tables of scores: as text of at most 80 columns, as Markdown and as comma-separated values, with published figures beside."""
+"""Tables of scores: in Markdown, which is read in a terminal as well, in LaTeX and as comma-separated values.
+
+A table is a list of rows and a row a list of texts, the head first.
+"""
 import csv
 import io
-import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.image import ImageError, check_results_folder, write_bytes
 from utils.metrics import EXTRA, PROTOCOLS, mean_scores
 
 MEASURED = "measured here"  # the source of all that is not published
 PUBLISHED = Path(__file__).with_name("published.csv")
-NAME_WIDTH = 24  # of an image table's first column; with three pairs of numbers the table is 78 wide
-METHOD_WIDTH = 30  # of the overview's first column; with the number of images and four scores it is 78 wide
 DIGITS = {"psnr": 3, "ssim": 4, "lpips": 4, "niqe": 3, "brisque": 3}
+PLAIN_MARKS = {1: "{}*", 2: "{}'"}  # of the best and the second best
+LATEX_MARKS = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
 
 
 class Method(NamedTuple):
@@ -22,209 +24,95 @@ class Method(NamedTuple):
     images: str  # how many, or which
     scores: dict  # {"psnr_rgb": float, or text as published, ...}
     source: str = MEASURED
-    needs: str = ""  # what it learns from
     ranked: bool = False
 
 
-def text_of(key, value):
-    """A score as text: a float with the digits of its kind, a published one as it was published."""
-    return value if isinstance(value, str) else f"{value:{'+' if key.endswith('_gain') else ''}.{DIGITS[key.split('_')[0]]}f}"
-
-
-def heading(key):
-    """ "psnr_rgb" as ("RGB", "PSNR"), "lpips" as ("", "LPIPS")."""
-    score, _, protocol = key.partition("_")
-    return PROTOCOLS[protocol].title.partition(" (")[0] if protocol else "", score.upper()
-
-
-def shorten(name, width):
-    return name if len(name) <= width else "..." + name[3 - width :]
-
-
 def published(dataset, keys, images):
-    """The published rows of a data set that have any of the scores `keys`; of a part of it only where it has `images` images.
+    """The published figures of a data set that have any of the scores `keys`: a list of `Method`, often empty.
 
-    Raises ImageError for a data set without published figures.
+    Figures of a part of the data set, such as "1 to 40", are given where that part has `images` images.
     """
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = list(dict.fromkeys(row["dataset"] for row in rows))
-    if dataset not in names:
-        raise ImageError(f"{PUBLISHED}: no figures of {dataset}; it has {', '.join(names)}")
+        rows = [row for row in csv.DictReader(file) if row["dataset"] == dataset]
     found = []
     for row in rows:
-        scores = {key: row[key] for key in keys if row.get(key)}
-        part = row["images"].partition(" to ")  # "1 to 40" is a part of the set
-        if row["dataset"] == dataset and scores and (not part[1] or int(part[2]) - int(part[0]) + 1 == images):
-            found.append(Method(row["method"], row["images"], scores, row["source"], row["needs"]))
+        scores, (first, to, last) = {key: row[key] for key in keys if row.get(key)}, row["images"].partition(" to ")
+        if scores and (not to or int(last) - int(first) + 1 == images):
+            found.append(Method(row["method"], row["images"], scores, row["source"]))
     return found
 
 
-def known(dataset):
-    """Has this data set published figures?"""
-    with PUBLISHED.open(encoding="utf-8", newline="") as file:
-        return any(row["dataset"] == dataset for row in csv.DictReader(file))
+def columns(keys):
+    """[(heading, scores)]: PSNR and SSIM of a protocol share a column, each score of pyiqa has its own."""
+    pairs = [(f"{protocol.name} PSNR / SSIM", [f"psnr_{name}", f"ssim_{name}"]) for name, protocol in PROTOCOLS.items()
+             if f"psnr_{name}" in keys]
+    return pairs + [(key.upper(), [key]) for key in EXTRA if key in keys]
+
+
+def score_text(key, value, sign=""):
+    """A score with the digits of its kind, a published one as it was published. SSIM comes without the 0 before the point."""
+    text = value if isinstance(value, str) else f"{value:{sign}.{DIGITS[key.partition('_')[0]]}f}"
+    return re.sub(r"^([+-]?)0\.", r"\1.", text) if key.startswith("ssim") else text
+
+
+def cell(scores, keys, marks={}, sign=""):
+    return " / ".join(marks.get(key, "{}").format(score_text(key, scores[key], sign)) for key in keys if key in scores)
 
 
 def places(methods):
-    """{(method's number, key): 1 or 2} of the best and second best, as shown, of the ranked methods where there are several."""
-    ranked = [number for number, method in enumerate(methods) if method.ranked]
-    found = {}
+    """{(method's number, key): 1 or 2} of the best and the second best, as shown, among the ranked methods if there are two."""
+    ranked, found = [number for number, method in enumerate(methods) if method.ranked], {}
     for key in methods[ranked[0]].scores if len(ranked) > 1 else ():
-        shown = {number: float(text_of(key, methods[number].scores[key])) for number in ranked}
-        best = sorted(set(shown.values()), reverse=key not in EXTRA)
-        found |= {(number, key): best.index(value) + 1 for number, value in shown.items() if value in best[:2]}
+        shown = {number: float(score_text(key, methods[number].scores[key])) for number in ranked}
+        best = sorted(set(shown.values()), reverse=key not in EXTRA)[:2]
+        found |= {(number, key): best.index(value) + 1 for number, value in shown.items() if value in best}
     return found
 
 
-def overview(methods, title):
-    """Means of all methods as text: four scores side by side, further ones below. methods: not empty; the first has all."""
-    keys, marks = list(methods[0].scores), places(methods)
-    lines = []
-    for first in range(0, len(keys), 4):
-        shown = keys[first : first + 4]
-        heads = [heading(key) for key in shown]
-        group = [f"{head if n % 2 == 0 else '':>17} " for n, (head, _) in enumerate(heads) if n % 2 == 0]
-        lines += [""] * bool(lines) + [f"{title:{METHOD_WIDTH + 12}}" + "".join(group)]
-        lines.append(f"{'method':{METHOD_WIDTH}}{'images':>12}" + "".join(f"{name:>8} " for _, name in heads))
-        source = MEASURED
-        for number, method in enumerate(methods):
-            if not any(key in method.scores for key in shown):
-                continue
+def overview(methods, shown, marks=PLAIN_MARKS):
+    """The table of the means: a row a method, and the source of published figures in a row above them.
+
+    methods: a list of `Method`. shown: some of `columns`. marks: how the best and second best look.
+    """
+    best, source = places(methods), MEASURED
+    lines = [["method", "images", *(heading for heading, _ in shown)]]
+    for number, method in enumerate(methods):
+        own_marks = {key: marks[place] for (which, key), place in best.items() if which == number}
+        cells = [cell(method.scores, keys, own_marks) for _, keys in shown]
+        if any(cells):
             if method.source != source:
                 source = method.source
-                lines.append(f"{source}:")
-            cells = (f"{text_of(key, method.scores[key]) if key in method.scores else '':>8}"
-                     + " *'"[marks.get((number, key), 0)] for key in shown)
-            lines.append(f"{shorten(method.name, METHOD_WIDTH):{METHOD_WIDTH}}{method.images:>12}" + "".join(cells))
-    lines = [line.rstrip() for line in lines]
-    return "\n".join(lines + notes(methods, marks, "* best", "' second best"))
+                lines.append([f"{source}:", *[""] * (len(shown) + 1)])
+            lines.append([method.name, method.images, *cells])
+    return lines
 
 
-def notes(methods, marks, best, second):
-    """What has to be said below an overview, a list of lines."""
-    ranking = [f"{best}, {second} of the results on all images; nothing else is ranked."]
-    others = ["A published figure is a mean over the images in its row, not over ours."]
-    return ranking * bool(marks) + others * any(method.source != MEASURED for method in methods)
+def image_table(results, keys, total):
+    """The table of the images: a row an image and one of the means, a column a method; what is called "gain" gets a sign.
 
-
-def overview_markdown(methods):
-    """The same as one Markdown table, best bold, second best in italics; pairs of scores share a column."""
-    keys, marks = list(methods[0].scores), places(methods)
-    columns = [[key, f"ssim_{key[5:]}"] if key.startswith("psnr") else [key] for key in keys if not key.startswith("ssim")]
-
-    def cell(number, key):
-        scores = methods[number].scores
-        text = text_of(key, scores[key]) if key in scores else ""
-        text = text[1:] if text.startswith("0.") and key.startswith("ssim") else text
-        mark = ("", "**", "*")[marks.get((number, key), 0)]
-        return f"{mark}{text}{mark}"
-
-    heads = [f"{heading(column[0])[0]} {' / '.join(heading(key)[1] for key in column)}".strip() for column in columns]
-    lines = [["method", "needs", "images", *heads, "source"], ["---"] * (4 + len(columns))]
-    for number, method in enumerate(methods):
-        cells = [" / ".join(filter(None, (cell(number, key) for key in column))) for column in columns]
-        lines.append([method.name, method.needs, method.images, *cells, method.source])
-    below = notes(methods, marks, "**Best**", "*second best*")
-    return "\n".join(markdown_lines(lines) + [""] * bool(below) + below)
-
-
-def markdown_lines(lines):
-    return ["|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|" for line in lines]
-
-
-def gains(result, rainy):
-    """A row of the table: the scores of a result, those of its rainy input (keys + "_input") and the differences ("_gain")."""
-    row = dict(result)
-    for key, value in rainy.items():
-        row[f"{key}_input"] = value
-        row[f"{key}_gain"] = 0.0 if result[key] == value else result[key] - value
-    return row
-
-
-def groups_of(rows):
-    """What a row holds of each score: the result alone, or the input and the gain as well."""
-    return ["", "_input", "_gain"] if any(key.endswith("_gain") for key in next(iter(rows.values()))) else [""]
-
-
-def mean_name(rows, total):
-    """The name of the row of means; it says so where not all `total` images are in it."""
-    return f"mean of {len(rows)}" + f" of {total}" * (total not in (None, len(rows)))
-
-
-def image_table(rows, keys, title, total=None):
-    """A row an image and the mean, as text of at most 80 columns.
-
-    rows: {name: row of `scores` or `gains`}, not empty. keys: one or two scores, e.g. ["psnr_y", "ssim_y"].
-    total: how many images there should be.
+    results: {method: {image: its scores}}. keys: one column's scores. total: how many images there should be.
     """
-    groups = groups_of(rows)
-    keys = [key + group for group in groups for key in keys]
-    rows = {name: {key: row[key] for key in keys} for name, row in rows.items()}
-    perfect = sum(not all(map(math.isfinite, row.values())) for row in rows.values())
-
-    def line(name, row):
-        return f"{shorten(name, NAME_WIDTH):{NAME_WIDTH}}" + "".join(f"{text_of(key, row[key]):>9}" for key in keys)
-
-    lines = [title]
-    if len(groups) > 1:
-        lines.append(" " * NAME_WIDTH + "".join(f"{head:>{9 * len(keys) // 3}}" for head in ("result", "input", "gain")))
-    lines.append(f"{'image':{NAME_WIDTH}}" + "".join(f"{key.split('_')[0].upper():>9}" for key in keys))
-    lines += [line(name, row) for name, row in rows.items()]
-    lines.append(line(mean_name(rows, total), mean_scores(list(rows.values()))))
-    if perfect:
-        lines.append(f"Equal to the target: {perfect}; an infinite PSNR is left out of the mean PSNR.")
-    return "\n".join(lines)
+    images = dict.fromkeys(image for rows in results.values() for image in rows)
+    signs = {name: "+" * (name == "gain") for name in results}
+    lines = [["image", *results]]
+    for image in images:
+        lines.append([image, *(cell(rows.get(image, {}), keys, sign=signs[name]) for name, rows in results.items())])
+    same = all(len(rows) == len(images) for rows in results.values())
+    number = f"{len(images)}" + f" of {total}" * (total != len(images)) if same else "those scored"
+    means = [cell(mean_scores(list(rows.values())), keys, sign=signs[name]) for name, rows in results.items()]
+    return [*lines, [f"mean of {number}", *means]]
 
 
-def table(rows, protocol, total=None):
-    """`image_table` of one protocol."""
-    return image_table(rows, [f"psnr_{protocol}", f"ssim_{protocol}"], PROTOCOLS[protocol].title, total)
+def markdown(lines):
+    """A table in Markdown, its columns filled up with blanks, so that it is readable as it stands."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
-def images_markdown(results, keys, title, totals):
-    """A Markdown table, a row an image and the mean; a column for the input and a column and its gain for each method.
-
-    results: {method: {image: row}}; keys, title: as in `image_table`. totals: {method: how many images there should be}.
-    """
-    columns = [(name, "", name) for name in results]
-    if len(groups_of(next(iter(results.values())))) > 1:
-        columns = [("rainy input", "_input", name) for name in list(results)[:1]]
-        columns += [column for name in results for column in ((name, "", name), ("gain", "_gain", name))]
-    names = dict.fromkeys(image for rows in results.values() for image in rows)
-    # the input's scores are the same for every method that has the image
-    anyone = {image: next(rows[image] for rows in results.values() if image in rows) for image in names}
-
-    def cells(get):
-        return [" / ".join(text_of(key + group, row[key + group]) for key in keys) if (row := get(method, group)) else "-"
-                for _, group, method in columns]
-
-    what = " / ".join(heading(key)[1] for key in keys)
-    lines = [["image", *(head for head, _, _ in columns)], ["---"] * (len(columns) + 1)]
-    for image in names:
-        lines.append([image, *cells(lambda method, group: anyone[image] if group == "_input" else results[method].get(image))])
-    means = {name: mean_scores(list(rows.values())) for name, rows in results.items()}
-    whole = mean_scores(list(anyone.values()))
-    full = all(len(rows) == totals[name] for name, rows in results.items())
-    lines.append(["mean" if full else "mean of those scored",
-                  *cells(lambda method, group: whole if group == "_input" else means[method])])
-    return "\n".join([f"{title}: {what}", "", *markdown_lines(lines)])
-
-
-def write_text(path, text):
-    """Write a text file, whole or not at all; its folder is made if needed. Raises ImageError where that cannot be done."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, text.encode())
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def check_file(path):
-    """Raise ImageError unless a file can be written there: before the work, not after."""
-    check_results_folder(Path(path).parent)
-    if Path(path).is_dir():
-        raise ImageError(f"{path}: a folder, but a file is to be written there; name another one")
+def latex(lines):
+    """The rows of a table for a paper."""
+    return "\n".join(" & ".join(re.sub(r"([_&%#$])", r"\\\1", text) for text in line) + r" \\" for line in lines)
 
 
 def csv_text(rows):
