@@ -185,11 +185,3 @@ def copy(chain, tmp_path):
     """A copy of what the chain made, to be changed: the folder that commands are run in."""
     shutil.copytree(chain[0], tmp_path, dirs_exist_ok=True)
     return tmp_path
-
-
-def with_results(copy, command):
-    """Make the results of a stage in a copy, where a later one's are now."""
-    if command in (SDRL, ONLINE):
-        shutil.rmtree(copy / DATA / "result")
-        stage(command, SHORT[command], copy)
-    return copy

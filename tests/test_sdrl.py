@@ -137,7 +137,7 @@ def test_average_of_weights():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_starts_at_the_identity_and_learns(backbone):
     """On odd sides, to take off the same light of each channel, and to put none on."""
-    rainy, fused = by_own_rain()
+    rainy, fused = by_own_rain(21, 33)
     x, model = uint8_to_tensor(rainy), sdrl.fresh_model(backbone, recipe=FAST)
     for mode in (True, False):
         with torch.no_grad():
@@ -243,7 +243,7 @@ def test_tiles_give_the_untiled_result_where_convolutions_reach_less_far_than_th
     assert np.abs(whole - image).max() > 3 and np.abs(tiled - whole).max() <= 1
 
 
-@pytest.mark.parametrize("backbone, height, width", [("ResNet", 290, 350), ("Restormer", 100, 230)])
+@pytest.mark.parametrize("backbone, height, width", [("ResNet", 290, 350), ("Restormer", 40, 230)])
 def test_tiles_leave_no_seam(backbone, height, width):
     """Networks that see all of a tile give something else in a tile; between neighbouring pixels that must not show."""
     image = smooth(height, width)
@@ -292,14 +292,6 @@ def test_every_way_to_learn_looks_at_its_loss(monkeypatch, amp, value):
     assert len(seen) == 300  # it looks every 100 steps
 
 
-def test_learning_rates_beyond_all_reason(copy):
-    """The loss or the output overflows; the checkpoint before stays."""
-    for steps, words in ((3, "the loss became NaN or infinite"), (1, "the network's output is not finite")):
-        lines = complaints(stage(SDRL, f"--lr=1e30 --steps={steps} --backbone=DnCNN --overwrite", copy, ok=False))
-        assert len(lines) == 2 and all(words in line and "smaller --lr" in line for line in lines), lines
-    assert not files(copy / DATA / "result")
-
-
 def test_the_last_good_checkpoint_stays(copy, monkeypatch):
     """Where a loss tells, and where only the weights do, as the last step spoilt them."""
     before, honest = files(copy), torch.optim.Adam.step
@@ -318,16 +310,6 @@ def test_the_last_good_checkpoint_stays(copy, monkeypatch):
         assert {name: data for name, data in files(copy).items() if "loss.csv" not in name} == {
             name: data for name, data in before.items() if "loss.csv" not in name}
     stage(ALL, f"{SHORT[ALL]} --epoch=4", copy)  # it is good indeed
-
-
-def test_an_output_that_is_not_finite_is_none():
-    model = nn.Conv2d(3, 3, 1)
-    for value in (float("nan"), float("inf"), -float("inf")):
-        with torch.no_grad():
-            model.weight[0] = value
-        for tile_size in (1024, 256):
-            with pytest.raises(FloatingPointError, match="output is not finite"):
-                inference.infer(model, photograph(300, 290, 1), tile_size)
 
 
 # ---- checkpoints
