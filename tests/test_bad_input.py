@@ -200,8 +200,8 @@ ALONE = {**ANY, "epoch": ["0", "-1"], "steps": ["-1"], "average": ["-0.1", "1", 
 NUMBERS = {
     LDGP: {"patch_size": ["0", "31", "8.5"], "kernel_size": ["0", "-1", "", "10001"]},
     SDR: {**NSS, "seed": ["-1", "x", "4294967296"]}, SDRL: ALONE, ONLINE: {**ALONE, **NSS},
-    ALL: {**ANY, "epoch": ["0"], "lr_steps": ["-1"], "batch_size": ["0"], "crop_size": ["0", "16385"], "save_every": ["0"],
-          "workers": ["-1", "257"], "cache_gb": ["-1", "nan"]},
+    ALL: {**ANY, "epoch": ["0"], "lr_steps": ["-1"], "batch_size": ["0", "1000001"], "crop_size": ["0", "16385"], "save_every": ["0"],
+          "workers": ["-1", "257"], "cache_gb": ["-1", "nan", "1e30"]},
     TEST: {"tile_size": ANY["tile_size"]}}
 OTHERS = {"dataset", "device", "backbone", "recipe", "amp", "overwrite", "independent", "true_cells", "identity"}
 
@@ -219,6 +219,7 @@ def test_flags_without_meaning(copy, command):
     for flag, values in NUMBERS[command].items():
         for value in values:
             refused(f"--{flag}={value}", f"argument --{flag}: '{value}' is not a")
+        refused(f"--{flag}=--", f"argument --{flag}: expected one argument")
     for flag in ("--colour=red", "red", "--overwrit"):
         refused(flag, f"unrecognized arguments: {flag}")
     shown = stage(command, "--help", copy).stdout

@@ -70,11 +70,11 @@ def test_whole_files_of_every_kind(tmp_path):
             assert read_image(tmp_path / "x.png").shape == ((13, 17, 3) if "BMP" in name else (17, 13, 3)), name
 
 
-@pytest.mark.parametrize("width, height", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
-def test_odd_sizes_are_read(tmp_path, width, height):
-    for extension in ("PNG", "JPEG", "BMP", "TIFF"):
-        (tmp_path / "x.png").write_bytes(encoded(picture("RGB", width, height), extension))
-        assert read_image(tmp_path / "x.png").shape == (height, width, 3)
+def test_odd_sizes_are_read(tmp_path):
+    for width, height in ((1, 1), (1, 5000), (5000, 1), (2, 3)):
+        for extension in ("PNG", "JPEG", "BMP", "TIFF"):
+            (tmp_path / "x.png").write_bytes(encoded(picture("RGB", width, height), extension))
+            assert read_image(tmp_path / "x.png").shape == (height, width, 3)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "tif"])

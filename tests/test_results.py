@@ -322,6 +322,8 @@ def test_a_write_that_fails_leaves_the_old_files(tmp_path):
     with pytest.raises(MemoryError):
         write_references(broken(), tmp_path / "x")
     assert files(tmp_path) == before and len(before) == 4
+    write_references([photograph(8, 8, 4)], tmp_path / "x")
+    assert set(files(tmp_path)) == {"x.png", "x/0.png"}
 
 
 def test_a_name_that_the_disk_refuses_fails_alone(copy, monkeypatch):
