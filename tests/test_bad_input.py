@@ -15,7 +15,7 @@ from sdrl import PAPER, derain, derain_by_own_rain
 from sdrl_online import derain_photograph
 from utils.image import png_bytes
 
-from conftest import (ALL, DATA, LDGP, ONLINE, PLACES, SDR, SDRL, SHORT, STAGES, TEST, complaint, complaints, each_stage,
+from conftest import (ALL, DATA, LDGP, ONLINE, PLACES, SDR, SDRL, SHORT, TEST, complaint, complaints, each_stage,
                       files, from_shell, name_of, photograph, stage, write_png)
 
 LEARNING = (SDRL, ONLINE, ALL)
@@ -200,8 +200,8 @@ ALONE = {**ANY, "epoch": ["0", "-1"], "steps": ["-1"], "average": ["-0.1", "1", 
 NUMBERS = {
     LDGP: {"patch_size": ["0", "31", "8.5"], "kernel_size": ["0", "-1", "", "10001"]},
     SDR: {**NSS, "seed": ["-1", "x", "4294967296"]}, SDRL: ALONE, ONLINE: {**ALONE, **NSS},
-    ALL: {**ANY, "epoch": ["0"], "lr_steps": ["-1"], "batch_size": ["0", "1000001"], "crop_size": ["0", "16385"], "save_every": ["0"],
-          "workers": ["-1", "257"], "cache_gb": ["-1", "nan", "1e30"]},
+    ALL: {**ANY, "epoch": ["0"], "lr_steps": ["-1"], "batch_size": ["0", "1000001"], "crop_size": ["0", "16385"],
+          "save_every": ["0"], "workers": ["-1", "257"], "cache_gb": ["-1", "nan", "1e30"]},
     TEST: {"tile_size": ANY["tile_size"]}}
 OTHERS = {"dataset", "device", "backbone", "recipe", "amp", "overwrite", "independent", "true_cells", "identity"}
 

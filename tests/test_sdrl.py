@@ -1,4 +1,4 @@
-"""The learning: the paper's recipe against a plain loop, the fast recipe's pieces, tiles, numbers that go wrong, checkpoints."""
+"""The learning: the paper's recipe against a plain loop, the fast one's pieces, tiles, wrong numbers, checkpoints."""
 import io
 import os
 import pickle
@@ -168,7 +168,8 @@ def test_own_rain_is_light_added_to_the_scene():
 
     x, y = draw(crop_size=24, batch_size=3)
     assert y.shape == (3, 3, 24, 24) and draw()[0].shape == (2, 3, 40, 56)  # which is smaller than a square of 64
-    assert torch.equal(x, draw(crop_size=24, batch_size=3)[0]) and not torch.equal(x, draw(crop_size=24, batch_size=3, seed=4)[0])
+    assert torch.equal(x, draw(crop_size=24, batch_size=3)[0])
+    assert not torch.equal(x, draw(crop_size=24, batch_size=3, seed=4)[0])
     factors = set()
     for x, y in ((x, y), draw(), draw(crop_size=0)):
         assert x.shape == y.shape and (x >= y).all() and x.max() <= 1
