@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from utils import run
-from utils.image import ImageError, list_images, png_bytes, read_image, shrink
+from utils.image import ImageError, check_image, list_images, png_bytes, read_image, shrink
 from utils.results import Results
 
 CELL = 8  # pixels; the cells, blocks and bins of Dalal and Triggs' descriptor as the paper uses it
@@ -107,9 +107,10 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
     for the rain's direction, at least 32. kernel_size: the shortest vertical run, in pixels, that counts as a streak.
     exchange_cells: as in the published masks; False credits each histogram to the cell that it was measured in.
     Returns (H, W) uint8, high where rain is likely; grey values on the edges come from rotating back.
-    Raises ImageError for a side below 32 pixels and for OpenCV 5, ValueError for sizes below these.
+    Raises ImageError for a side below 32 pixels and for OpenCV 5, ValueError for other arrays and for sizes below these.
     """
     check_opencv()
+    check_image(image)
     if kernel_size < 1:  # OpenCV would take an empty kernel as one of 3x3
         raise ValueError(f"kernel_size must be at least 1, not {kernel_size}")
     degrees = rotation(dominant_angle(image, patch_size, exchange_cells))
@@ -128,23 +129,13 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
 # Rain adds the same light to red, green and blue, is brighter than what is behind it, thin across and long along one
 # direction. So where the chroma C = (red - green, green - blue) changes, it is the scene that changes, not the rain.
 
-STEEPEST = 60  # degrees: the largest direction that is looked for
-COARSE = 8  # degrees: the step of the first search
+DIRECTIONS = range(-56, 57, 8)  # degrees, of the first search
 REFINE = (4, 3), (2, 2), (2, 1)  # degrees: smaller steps, each from so many of the best directions so far
 ACROSS, ALONG = 7, 9  # pixels: rain is thinner than the one and longer than the other
-CHROMA_RANGE = 12  # grey levels: with such a range of the chroma across the rain, a pixel counts 1/e as much
-CONTRAST = 1.5  # exponent of the bright lines; with 2 upright houses win over fine rain, with 1 the few dark lines decide
 LEAST_DARK = 0.02  # grey levels added to what dark lines there are, as drawings have none
-FINE = 32  # parts of a grey level, for arithmetic in 16 bits
-
-PRICE = 0.12  # what rain costs against as large a change along it, in the first round
-CHROMA_STEP = 8  # grey levels: where the chroma takes such a step, one of the brightness costs 1/e as much
-CUT_OFF, PALE = 250, 225  # grey levels: a channel above the one may be cut off at 255, and is in surroundings above the other
-STEP = 0.028  # of the solver
-USUAL_WEIGHT, NO_CHROMA = 0.83, 2  # the usual mean of w; and by how much more rain costs in a grey photograph
-FAINT, ALIKE, DOUBT = 0.35, 1.4, 6  # W in grey levels and W/B: with both below, it is doubtful that it rains; an exponent
-AROUND = 91  # pixels: a window in which lines are counted, large against streaks and small against a photograph
 SMALLEST_SCALED, LARGEST_SCALED = 75_000, 3_000_000  # pixels that a photograph may have at a scale that is tried
+PRICE = 0.12  # what rain costs against as large a change along it, in a photograph of usual colour, and thin rain
+STEP = 0.028  # of the solver
 
 
 def turning(height, width, degrees):
@@ -178,63 +169,39 @@ def brightness_and_chroma(image):
 
 
 def line_planes(image):
-    """What `line_maps` needs of an image: brightness and both parts of the chroma in 1/32 grey level, (H, W, 3) int16."""
-    return np.rint(FINE * np.dstack(brightness_and_chroma(image))).astype(np.int16)
+    """Brightness and both parts of the chroma in 1/32 grey level, (H, W, 3) int16, in which `lines` are counted."""
+    return np.rint(32 * np.dstack(brightness_and_chroma(image))).astype(np.int16)
 
 
-def line_maps(planes):
-    """How much of each pixel is an upright bright line, and how much an upright dark one, which is never rain.
+def lines(planes, inside):
+    """How many upright bright lines there are, and how many dark ones, which are never rain: (W, B), mean grey levels.
 
-    The first is what is brighter than its surroundings across (the white top-hat), counted less where the chroma changes
-    there, and eroded along; the second the same of what is darker. planes: as from `line_planes`. Returns two (h, w) int16.
+    W is what is brighter than its surroundings across (the white top-hat), counted less where the chroma changes there, and
+    eroded along; B is the same of what is darker. planes: as from `line_planes`; inside: (h, w) uint8, where it counts.
     """
     light, *chroma = cv2.split(planes)
     across, along = np.ones((1, ACROSS), np.uint8), np.ones((ALONG, 1), np.uint8)
     ranges = cv2.add(*(cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, across) for plane in chroma))
-    weight = np.exp(ranges * np.float32(-1 / (CHROMA_RANGE * FINE)))
+    weight = np.exp(ranges * np.float32(-1 / (12 * 32)))  # 1/e where the chroma's range is 12 grey levels
     hats = (cv2.multiply(cv2.morphologyEx(light, kind, across), weight, dtype=cv2.CV_16S)
             for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT))
-    return [cv2.erode(hat, along) for hat in hats]
-
-
-def lines(planes, degrees):
-    """How many bright lines there are in a direction, and how many dark ones: (W, B), mean grey levels of `line_maps`."""
-    turned, inside = turn(planes, degrees)
-    return [cv2.mean(line, inside)[0] / FINE for line in line_maps(turned)]
-
-
-def find_direction(image):
-    """The direction of `rain_direction`, and how much rain there is in it: W^2 / B."""
-    planes = line_planes(image)
-    found, near = {}, range(COARSE // 2 - STEEPEST, STEEPEST, COARSE)
-    for step, number in (*REFINE, (0, 1)):
-        found.update({degrees: lines(planes, degrees) for degrees in near if degrees not in found})
-        scores = {degrees: -bright**CONTRAST / (dark + LEAST_DARK) for degrees, (bright, dark) in found.items()}
-        best = sorted(scores, key=lambda degrees: (scores[degrees], abs(degrees)))[:number]  # the most upright of equals
-        near = [degrees + side for degrees in best for side in (-step, step) if abs(degrees + side) <= STEEPEST]
-    bright, dark = found[best[0]]
-    return best[0], bright**2 / (dark + LEAST_DARK)
+    return [cv2.mean(cv2.erode(hat, along), inside)[0] / 32 for hat in hats]
 
 
 def rain_direction(image):
     """The degrees, from -60 to 60, by which `turn` makes a photograph's rain upright; 0 for a picture without lines.
 
-    Of all directions, that of the largest W^1.5 / B, of the `lines` there. image: (H, W, 3) uint8 BGR. Rain that falls to
-    the lower left has a positive direction.
+    Of all directions, that of the largest W^1.5 / B, of the `lines` there: with W^2 upright houses win over fine rain, with W
+    the few dark lines decide. image: (H, W, 3) uint8 BGR. Rain that falls to the lower left has a positive direction.
     """
-    return find_direction(image)[0]
-
-
-def find_rain(image):
-    """The scale of `thin_scale` and, at that scale, the direction of `rain_direction`."""
-    pixels, scale, directions, amounts = image.shape[0] * image.shape[1], 1, {}, {}
-    while pixels / scale**2 > LARGEST_SCALED:
-        scale *= 2
-    while not amounts or pixels / scale**2 >= SMALLEST_SCALED:
-        directions[scale], amounts[scale] = find_direction(shrink(image, scale))
-        scale *= 2
-    scale = max(scale for scale in amounts if amounts[scale] >= max(amounts.values()) / 2)
-    return scale, directions[scale]
+    planes, scores, near = line_planes(image), {}, DIRECTIONS
+    for step, number in (*REFINE, (0, 1)):
+        for degrees in set(near) - set(scores):
+            bright, dark = lines(*turn(planes, degrees))
+            scores[degrees] = bright**1.5 / (dark + LEAST_DARK)
+        best = sorted(scores, key=lambda degrees: (-scores[degrees], abs(degrees), degrees))[:number]
+        near = [degrees + side for degrees in best for side in (-step, step) if abs(degrees + side) <= 60]
+    return best[0]
 
 
 def thin_scale(image):
@@ -243,7 +210,22 @@ def thin_scale(image):
     Of those that leave 0.075 to 3 megapixels, it is the largest that leaves half as much rain as the best one, by W^2 / B
     of `lines`. image: (H, W, 3) uint8 BGR.
     """
-    return find_rain(image)[0]
+    pixels = image.shape[0] * image.shape[1]
+    scales = [2**n for n in range(16) if SMALLEST_SCALED <= pixels / 4**n <= LARGEST_SCALED] or [1]
+    if len(scales) == 1:
+        return scales[0]
+    amounts = {}
+    for scale in scales:
+        small = shrink(image, scale)
+        bright, dark = lines(*turn(line_planes(small), rain_direction(small)))
+        amounts[scale] = bright**2 / (dark + LEAST_DARK)
+    return max(scale for scale in scales if amounts[scale] >= max(amounts.values()) / 2)
+
+
+def find_rain(image):
+    """The scale of `thin_scale` and, at that scale, the direction of `rain_direction`."""
+    scale = thin_scale(image)
+    return scale, rain_direction(shrink(image, scale))
 
 
 def chroma_weight(turned):
@@ -255,66 +237,49 @@ def chroma_weight(turned):
     """
     chroma, largest = brightness_and_chroma(turned)[1], turned.max(axis=2)
     change = np.abs(np.roll(chroma, -1, axis=1) - chroma).sum(axis=2)
-    surroundings = cv2.morphologyEx(largest, cv2.MORPH_OPEN, np.ones((1, 9), np.uint8))
-    unknown = (largest > CUT_OFF) & (surroundings > PALE)
+    pale = cv2.morphologyEx(largest, cv2.MORPH_OPEN, np.ones((1, 9), np.uint8)) > 225
+    unknown = (largest > 250) & pale
     change[unknown | np.roll(unknown, -1, axis=1)] = 0
-    return np.exp(change * np.float32(-1 / CHROMA_STEP))
+    return np.exp(change * np.float32(-1 / 8))
 
 
-class RainPrice:
-    """The price b of rain at every pixel, for each round of `solve_layer` (ours).
+def rain_price(turned, inside, weight):
+    """The price b of rain in a photograph, in the first round of `solve_layer`: a number (ours).
 
-    Texture has as many dark lines as bright ones, so around a pixel rain costs more where they are more alike than in the
-    whole image, B/W, by the square root. Where lines are as strong in an image shrunk 4 times, rain is wide and soft, and
-    costs down to half as much. Where noise of the chroma makes w small, what rain saves is small, and so is its price. A grey
-    photograph has no chroma that would tell rain from the scene, and rain costs twice as much. Where bright lines are both
-    faint and hardly more than dark ones, it may not rain at all, and rain costs far more.
+    Where noise of the chroma makes w small, what rain saves is small, and so is its price. A grey photograph has no chroma
+    that would tell rain from the scene, and rain costs twice as much. Where bright lines are as strong in an image shrunk 4
+    times, rain is wide and soft, and costs half as much. Where bright lines are both faint and hardly more than dark ones, or
+    are fewer than dark ones at both sizes, it may not rain at all, and rain costs far more.
     turned: (h, w, 3) float32 BGR, rain upright; inside: (h, w) uint8, where it shows the image; weight: w, (h, w) float32.
     """
+    grey = (turned.max(axis=2) - turned.min(axis=2) < 1).all()
+    colour = 2 if grey else (cv2.mean(weight, inside)[0] / 0.83) ** 2
+    inside_small = (shrink(inside * np.uint8(255), 4) == 255).astype(np.uint8)
+    bright, dark = np.add(lines(line_planes(turned), inside), LEAST_DARK)
+    bright_small, dark_small = np.add(lines(line_planes(shrink(turned, 4)), inside_small), LEAST_DARK)
+    softness = np.clip((0.8 * bright / bright_small) ** 4, 0.5, 1)
+    faint = max(1, min(0.35 / bright, 1.4 * dark / bright, 2)) ** 6
+    darker = max(1, min(dark / bright, dark_small / bright_small)) ** 6
+    return PRICE * colour * softness * faint * darker
 
-    def __init__(self, turned, inside, weight):
-        self.inside = inside
-        self.share = np.maximum(self._around(inside), 1e-3)
-        maps = line_maps(line_planes(turned))
-        bright, dark = (self.mean(line / np.float32(FINE)) + LEAST_DARK for line in maps)
-        ratio = dark / bright * (cv2.mean(bright, inside)[0] / max(cv2.mean(dark, inside)[0], 1e-6))
-        grey = turned.max(axis=2) - turned.min(axis=2) < 1
-        trusted = NO_CHROMA if grey.all() else (cv2.mean(weight, inside)[0] / USUAL_WEIGHT) ** 2
-        softness = self._softness(turned, cv2.mean(maps[0], inside)[0])
-        white, black = (cv2.mean(line, inside)[0] / FINE for line in maps)
-        evidence = max(white / FAINT, white / (black + LEAST_DARK) / ALIKE, 0.5)
-        doubt = max(1, evidence**-DOUBT)
-        self.base = np.float32(PRICE * trusted * softness * doubt) * np.clip(np.sqrt(ratio), 0.25, 4)
 
-    def __call__(self, rain, number):
-        """b for round `number` (from 0), (h, w) float32. rain: R so far, (h, w) float32 in [0, 1].
+def later_price(rain, inside):
+    """What the price of rain is multiplied with after the first round of `solve_layer`, (h, w) float32.
 
-        After the first, b falls to a fifth where there is rain, R' near the pixel: times max(2 d / (d + R'), 0.2) with
-        d = 1e-5 / (mean of R)^2 within [0.004, 0.2], so that an image with little rain pays more (reweighting in the manner of
-        Candes, Wakin and Boyd 2008). And rain falls everywhere: where R is larger around a pixel than around the median
-        one, it costs as much more, from half to four times.
-        """
-        if number == 0:
-            return self.base
-        level = min(max(1e-5 / max(cv2.mean(rain, self.inside)[0], 1e-6) ** 2, 0.004), 0.2)
-        cheaper = np.maximum(2 * level / (level + cv2.blur(rain, (3, 21))), 0.2)
-        around = self.mean(rain) + 1e-4
-        return self.base * cheaper * np.clip(around / np.median(around[self.inside > 0]), 0.5, 4)
+    It falls to a fifth where there is rain, R' near the pixel: max(2 d / (d + R'), 0.2) with d = 1e-5 / (mean of R)^2 within
+    [0.004, 0.2], so that an image with little rain pays more (reweighting in the manner of Candes, Wakin and Boyd 2008).
+    And rain falls everywhere: where R is larger in the 91x91 pixels around a pixel than around the median one, it costs as
+    much more, from half to four times (ours). rain: R, (h, w) float32 in [0, 1]; inside: (h, w) uint8, where it counts.
+    """
 
-    def mean(self, plane):
-        """The mean around each pixel of what lies inside the image, (h, w) float32."""
-        return self._around(plane * self.inside.astype(np.float32)) / self.share
+    def around(plane):
+        return cv2.blur(plane, (91, 91), borderType=cv2.BORDER_CONSTANT)
 
-    @staticmethod
-    def _around(plane):
-        return cv2.blur(plane.astype(np.float32), (AROUND, AROUND), borderType=cv2.BORDER_CONSTANT)
-
-    def _softness(self, turned, bright):
-        small, inside = shrink(turned, 4), shrink(self.inside * np.uint8(255), 4) == 255
-        if not inside.any() or bright == 0:
-            return 1
-        soft = cv2.mean(line_maps(line_planes(small))[0], inside.astype(np.uint8))[0] / bright
-        return min(max(0.5 / max(soft, 1e-6), 0.5), 1)
+    level = np.clip(1e-5 / max(cv2.mean(rain, inside)[0], 1e-6) ** 2, 0.004, 0.2)
+    reweighted = np.maximum(2 * level / (level + cv2.blur(rain, (3, 21))), 0.2)
+    shown = inside.astype(np.float32)
+    density = around(rain * shown) / np.maximum(around(shown), 1e-3) + 1e-4
+    return np.float32(reweighted * np.clip(density / np.median(density[inside > 0]), 0.5, 4))
 
 
 def inverse_spectrum(height, width):
@@ -332,55 +297,56 @@ def inverse_spectrum(height, width):
     return inverse.astype(np.float32)
 
 
-def solve_layer(bright, weight, price, rounds=4, steps=35):
+def differences(plane, axis):
+    """Of each pixel from its next one along an axis, the first being next to the last."""
+    result = np.empty_like(plane)
+    source, target = (plane, result) if axis == 0 else (plane.T, result.T)
+    np.subtract(source[1:], source[:-1], out=target[:-1])
+    np.subtract(source[0], source[-1], out=target[-1])
+    return result
+
+
+def differences_transposed(plane, axis):
+    result = np.empty_like(plane)
+    source, target = (plane, result) if axis == 0 else (plane.T, result.T)
+    np.subtract(source[:-1], source[1:], out=target[1:])
+    np.subtract(source[-1], source[0], out=target[0])
+    return result
+
+
+def solve_layer(bright, weight, price, inside, rounds=4, steps=35):
     """The rain R, 0 <= R <= Y, of an image in which it is upright: a low point of
 
-        sum |D_along R|  +  sum b R  +  sum w |D_across (Y - R)|.
+        sum |D_along R|  +  sum b R  +  sum w |D_across (R - Y)|.
 
     Rain changes little along itself and is rare (UGSM, Deng et al. 2018; FastDeRain, Jiang et al. 2019), and what it leaves
     behind changes little across it (both), except where the chroma does: w; rain that is there gets cheaper: b (ours).
     ADMM, each step's R clipped to [0, Y] before the next one, which makes it other than the minimum, and better by 3 dB.
-    Differences are forward and periodic. bright: Y, (h, w) float32 in [0, 1], of a size that suits cv2.dft; weight: w;
-    price: gives b of (R, the number of the round), (h, w) float32. Returns (h, w) float32.
+    Differences are forward and periodic. bright: Y, (h, w) float32 in [0, 1], of a size that suits cv2.dft; weight: w,
+    (h, w) float32; price: b in the first round, later times `later_price`; inside: (h, w) uint8. Returns (h, w) float32.
     """
-    rain, along_dual, price_dual, across_dual, moved, right, total = np.zeros((7, *bright.shape), np.float32)
-    change = np.roll(bright, -1, axis=1) - bright
+    rain = along_dual = price_dual = across_dual = np.zeros_like(bright)
+    change, inverse = differences(bright, 1), inverse_spectrum(*bright.shape)
     most, least = STEP * weight, -STEP * weight
-    inverse = inverse_spectrum(*bright.shape)
     for number in range(rounds):
-        cost = np.float32(STEP) * np.asarray(price(rain, number), np.float32)
+        cost = np.float32(STEP * price) * (later_price(rain, inside) if number else np.float32(1))
         for _ in range(steps):
-            np.subtract(rain[1:], rain[:-1], out=moved[:-1])
-            np.subtract(rain[0], rain[-1], out=moved[-1])
-            moved += along_dual
-            np.maximum(moved, -STEP, out=along_dual)
-            np.minimum(along_dual, STEP, out=along_dual)
-            cv2.scaleAdd(along_dual, -2, moved, dst=right)  # v - d of what is along, and below: its transposed difference
-            np.subtract(right[:-1], right[1:], out=total[1:])
-            np.subtract(right[-1], right[0], out=total[0])
-
-            np.add(rain, price_dual, out=moved)
-            np.minimum(moved, cost, out=price_dual)
-            total += moved
-            cv2.scaleAdd(price_dual, -2, total, dst=total)
-
-            np.subtract(rain[:, :-1], rain[:, 1:], out=moved[:, :-1])
-            np.subtract(rain[:, -1], rain[:, 0], out=moved[:, -1])
-            moved += change
-            moved += across_dual
-            np.maximum(moved, least, out=across_dual)
-            np.minimum(across_dual, most, out=across_dual)
-            np.subtract(change, moved, out=right)
-            cv2.scaleAdd(across_dual, 2, right, dst=right)
-            total[:, 1:] += right[:, :-1]
-            total[:, 0] += right[:, -1]
-            total -= right
-
-            cv2.dft(total, dst=total)
-            total *= inverse
-            cv2.dft(total, dst=total, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE)
-            np.maximum(total, 0, out=rain)
-            np.minimum(rain, bright, out=rain)
+            along = differences(rain, 0)
+            along += along_dual
+            along_dual = np.minimum(np.maximum(along, -STEP), STEP)
+            here = rain + price_dual
+            price_dual = np.minimum(here, cost)
+            across = differences(rain, 1)
+            across += across_dual - change
+            across_dual = np.minimum(np.maximum(across, least), most)
+            right = cv2.scaleAdd(price_dual, -2, here)
+            right += differences_transposed(cv2.scaleAdd(along_dual, -2, along), 0)
+            across += change
+            right += differences_transposed(cv2.scaleAdd(across_dual, -2, across), 1)
+            spectrum = cv2.dft(right)
+            spectrum *= inverse
+            rain = cv2.dft(spectrum, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE)
+            rain = np.minimum(np.maximum(rain, 0), bright)
     return rain
 
 
@@ -390,12 +356,8 @@ def rain_layer(image, direction=None, scale=None):
     image: (H, W, 3) uint8 BGR. direction: degrees, at the scale, as from `rain_direction`; scale: as from `thin_scale`, how
     much smaller the photograph is made for it. What is not given is found.
     """
-    if scale is None:
-        scale, found = find_rain(image)
-        direction = found if direction is None else direction
-    small = shrink(image, scale)
-    if direction is None:
-        direction = rain_direction(small)
+    small = shrink(image, thin_scale(image) if scale is None else scale)
+    direction = rain_direction(small) if direction is None else direction
     turned, inside = turn(small.astype(np.float32), direction, cv2.INTER_CUBIC)
     height, width = turned.shape[:2]
     below, beside = cv2.getOptimalDFTSize(height) - height, cv2.getOptimalDFTSize(width) - width
@@ -403,12 +365,12 @@ def rain_layer(image, direction=None, scale=None):
                       for plane in (chroma_weight(turned), turned))
     inside = cv2.copyMakeBorder(inside, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
     bright = np.clip(turned.mean(axis=2) / 255, 0, 1)
-    layer = 255 * solve_layer(bright, weight, RainPrice(turned, inside, weight))[:height, :width]
+    layer = 255 * solve_layer(bright, weight, rain_price(turned, inside, weight), inside)[:height, :width]
     if direction:
         matrix, _ = turning(*small.shape[:2], direction)
         layer = cv2.warpAffine(layer, matrix, small.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                                borderMode=cv2.BORDER_REPLICATE)
-    if scale > 1:
+    if layer.shape != image.shape[:2]:
         layer = cv2.resize(layer, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     most = image.sum(axis=2, dtype=np.uint16) // 3
     return np.minimum(np.rint(layer).clip(0, 255).astype(np.uint8), most.astype(np.uint8))
@@ -433,8 +395,9 @@ def main(args):
     results = Results("ldgp.py", target, settings, {"input": source}, overwrite=args.overwrite, flag="--save_path")
 
     def work(path, progress):
+        image = read_image(path)
         try:
-            rain = find_rain_in(read_image(path), **settings)
+            rain = find_rain_in(image, **settings)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
         results.write(path, png_bytes(rain))

@@ -3,13 +3,11 @@
     python sdr.py --input_path="./dataset/Rain100L/input/" --ldgp_path="./dataset/Rain100L/ldgp/" \\
         --save_path "./dataset/Rain100L/sdr/" --fuse_save_path "./dataset/Rain100L/sdr(fuse)/"
 """
-import copy
 import itertools
 import os
 import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -17,69 +15,101 @@ import numpy as np
 
 from ldgp import thin_scale
 from utils import run
-from utils.image import PNG_FAST, check_size, companion, list_images, png_bytes, read_image, read_mask, shrink, take_off
+from utils.image import PNG_FAST, check_image, check_size, companion, list_images, png_bytes, read_image, read_mask, shrink
 from utils.results import Results, check_made_for
 
-CHUNK = 1 << 20  # references are drawn for chunks of about this many places to draw from, which bounds the memory
+CHUNK = 1 << 20  # weights held at once, about: photographs are worked on in strips
 
 
 # ---- NSS (paper, section 2.2)
 
 
-def check_parameters(K, k, pow, threshold):
-    """Raise ValueError for parameters of NSS that have no meaning."""
-    if K < 1 or k < 1 or k % 2 == 0:
-        raise ValueError(f"K must be at least 1 and k at least 1 and odd, not K={K}, k={k}")
-    if not 0 <= pow < float("inf") or not 0 <= threshold <= 255:
-        raise ValueError(f"pow must be at least 0 and threshold from 0 to 255, not pow={pow}, threshold={threshold}")
+class Sampler:
+    """Non-local stochastic sampling (NSS; paper, section 2.2) of one photograph. Each filled pixel draws a candidate.
 
-
-@lru_cache(maxsize=8)
-def weight_table(largest, pow):
-    """Weights 1 / max(d^pow, 1e-4) of the distances d = 0 .. largest, as float32 (paper, section 2.2)."""
-    try:
-        table = np.fromiter((1 / max(float(d) ** pow, 1e-4) for d in range(largest + 1)), np.float32)
-    except OverflowError:
-        table = np.zeros(1, np.float32)
-    if table[-1] == 0:
-        raise ValueError(f"pow={pow} is too large: weights of this comparison window vanish in float32")
-    return table
-
-
-def nss_distances(image, mask, K=7, k=3, threshold=10):
-    """The distance d(p, q) of every filled pixel p from the S places q of its window (paper, section 2.2), in chunks.
-
-    d sums |I(p+o) - I(q+o)| over the channels and the offsets o of a comparison window around p, where p+o is no rain.
-    That window is k pixels a side, and as much larger as it takes to hold a clear pixel; outside the image, I is 0.
-    image: (H, W, 3) uint8; mask: (H, W) uint8. Yields (pixels (F,) flat indices in the image, distances (S, F) int64,
-    (S, F) bool: whether q is a candidate). Places in row-major order; pixels without a candidate are left out.
+    image: (H, W, 3) uint8. mask: (H, W) uint8; a pixel is rain above 0, filled above `threshold`, and a candidate at 0.
+    K: pixels a side of the window around a pixel that its candidates come from; at least 3 are used. k: pixels a side of
+    the window that is compared, odd. Where all of it is rain, it grows. pow: exponent of the distance, the paper's eta.
+    Raises ValueError for other shapes, types and values.
     """
-    width, reach = mask.shape[1], max(K, 3) // 2
-    side, grown = 2 * reach + 1, max(k // 2, reach)  # a pixel with candidates has a clear one within reach
-    clear = mask == 0
-    filled = (mask > threshold) & (cv2.dilate(clear.astype(np.uint8), np.ones((side, side), np.uint8)) > 0)
-    to_clear = cv2.distanceTransform((~clear).astype(np.uint8), cv2.DIST_C, 3)  # chessboard, to the nearest clear pixel
-    margins = [reach + grown] * 4
-    planes = [cv2.copyMakeBorder(plane, *margins, cv2.BORDER_CONSTANT, value=0) for plane in cv2.split(image)]
-    candidate = np.pad(clear, reach)  # candidates lie inside the image ...
-    counts = np.pad(clear, grown, constant_values=True).astype(np.uint16)  # ... but what is outside counts, as black
-    for top, pixels in strips(filled, CHUNK // side**2):
-        y, x = np.divmod(pixels, width)
-        half = np.clip(to_clear[y, x], k // 2, grown).astype(np.int64)
-        tall, wide = y[-1] - top + 1 + 2 * grown, width + 2 * grown
-        above = (y - top + grown - half) * (wide + 1) + x + grown - half  # the window's corners in a table of running sums
-        across, below = 2 * half + 1, above + (2 * half + 1) * (wide + 1)
-        here = [plane[top + reach :][:tall, reach : reach + wide] for plane in planes]
-        distance = np.empty((side * side, len(pixels)), np.int64)
-        is_candidate = np.empty(distance.shape, bool)
-        for place, (dy, dx) in enumerate(itertools.product(range(side), repeat=2)):
-            there = [plane[top + dy :][:tall, dx : dx + wide] for plane in planes]
-            blue, green, red = (cv2.absdiff(a, b) for a, b in zip(here, there))
-            difference = (np.add(blue, green, dtype=np.uint16) + red) * counts[top:][:tall]
-            sums = cv2.integral(difference, sdepth=cv2.CV_64F)
-            distance[place] = sums.take(below + across) - sums.take(below) - sums.take(above + across) + sums.take(above)
-            is_candidate[place] = candidate[dy:, dx:][y, x]
-        yield pixels, distance, is_candidate
+
+    def __init__(self, image, mask, K=7, k=3, pow=0.5, threshold=10):
+        check_image(image)
+        kind = f"{getattr(mask, 'dtype', type(mask).__name__)} {np.shape(mask)}"
+        if kind != f"uint8 {image.shape[:2]}":
+            raise ValueError(f"the mask of this image must be an array of uint8 {image.shape[:2]}, not {kind}")
+        if not (1 <= K <= 255 and 1 <= k <= 255 and k % 2 == 1 and 0 <= pow <= 4 and 0 <= threshold <= 255):
+            raise ValueError("K must be from 1 to 255, k odd and from 1 to 255, pow from 0 to 4, threshold from 0 to 255, "
+                             f"not K={K}, k={k}, pow={pow}, threshold={threshold}")
+        if mask.max() == 1 and threshold > 0:
+            raise ValueError("the mask is 0 and 1; multiply it by 255")
+        self.image, self.mask, self.k, self.pow, self.threshold = image, mask, k, pow, threshold
+        self.flat, self.reach = np.ascontiguousarray(image).reshape(-1, 3), max(K, 3) // 2
+        rows, columns = np.mgrid[-self.reach : self.reach + 1, -self.reach : self.reach + 1]
+        self.shift = (rows * image.shape[1] + columns).ravel()  # from a pixel to the places of its window, in flat indices
+
+    def chunks(self):
+        """Yield, strip by strip, the filled pixels (F,) as flat indices, and the cumulative weights (S, F) of their places.
+
+        A pixel p has a window of S places, in row-major order. A candidate q there has the weight 1 / max(d^pow, 1e-4).
+        d is the sum of |I(p+o) - I(q+o)| over the channels and over the offsets o in the compared window where p+o is no
+        rain. That window is as much larger than k as it takes to hold a clear pixel. Outside the image, I is 0.
+        """
+        width, reach = self.mask.shape[1], self.reach
+        most = max(self.k // 2, reach)  # half a side of the largest compared window: candidates are within reach
+        clear = self.mask == 0
+        to_clear = cv2.distanceTransform((~clear).astype(np.uint8), cv2.DIST_C, 3)  # steps, diagonal ones too
+        filled = (self.mask > self.threshold) & (to_clear <= reach)  # without a candidate, a pixel stays as it is
+        planes = [np.pad(plane, reach + most) for plane in cv2.split(self.image)]
+        candidate = np.pad(clear, reach)  # candidates lie inside the image ...
+        counts = np.pad(clear, most, constant_values=True).astype(np.uint16)  # ... but what is outside counts, as black
+        places = list(np.ndindex(2 * reach + 1, 2 * reach + 1))
+        for top, pixels in strips(filled, CHUNK // len(places)):
+            y, x = np.divmod(pixels, width)
+            tall, wide = y[-1] - top + 1 + 2 * most, width + 2 * most
+            half = to_clear[y, x].astype(int).clip(self.k // 2, most)
+            above = (y - top + most - half) * (wide + 1) + x + most - half  # the window's corners in a table of sums
+            across, below = 2 * half + 1, above + (2 * half + 1) * (wide + 1)
+            here = [plane[top + reach :][:tall, reach : reach + wide] for plane in planes]
+            weight = np.empty((len(places), len(pixels)), np.float32)
+            for place, (dy, dx) in enumerate(places):
+                there = [plane[top + dy :][:tall, dx : dx + wide] for plane in planes]
+                blue, green, red = (cv2.absdiff(one, other) for one, other in zip(here, there))
+                sums = cv2.integral((np.add(blue, green, dtype=np.uint16) + red) * counts[top:][:tall], sdepth=cv2.CV_64F)
+                d = sums.take(below + across) - sums.take(below) - sums.take(above + across) + sums.take(above)
+                weight[place] = candidate[dy:, dx:][y, x] / np.maximum(d**self.pow, 1e-4)
+            yield pixels, cumulate(weight / sum_in_float32(weight))
+
+    def colours(self, pixels, place):
+        """The colours (F, 3) uint8 of the candidates that pixels have drawn. place: (F,), of their windows."""
+        return self.flat.take(pixels + self.shift.take(place), axis=0)
+
+    def references(self, sdr_num=50, seed=0, independent=False):
+        """Yield SDRs one by one, each (H, W, 3) uint8: see `draw_references`."""
+        return draw_references(self, sdr_num, seed, independent)
+
+
+def draw_references(sampler, sdr_num=50, seed=0, independent=False):
+    """Yield SDRs one by one, each (H, W, 3) uint8, from the chunks and colours of a sampler.
+
+    As published, all pixels share the numbers of np.random.seed(seed) and np.random.random_sample(sdr_num). With
+    `independent`, every pixel has numbers of its own. Raises ValueError for a sdr_num below 1.
+    """
+    if sdr_num < 1:
+        raise ValueError(f"sdr_num must be at least 1, not {sdr_num}")
+    uniforms, drawn = np.random.RandomState(seed).random_sample(sdr_num), []
+    generators = [np.random.default_rng((seed, number)) for number in range(sdr_num)]
+    for pixels, cumulative in sampler.chunks():
+        if independent:
+            uniforms = (generator.random(len(pixels)) for generator in generators)
+        kind = np.min_scalar_type(len(cumulative))
+        places = [(cumulative <= uniform).sum(axis=0, dtype=kind) for uniform in uniforms]  # the first that exceeds it
+        drawn.append((pixels, places))
+    for number in range(sdr_num):
+        reference = sampler.image.copy().reshape(-1, 3)
+        for pixels, places in drawn:
+            reference[pixels] = sampler.colours(pixels, places[number])
+        yield reference.reshape(sampler.image.shape)
 
 
 def strips(filled, size):
@@ -93,9 +123,9 @@ def strips(filled, size):
 
 
 def sum_in_float32(weight):
-    """The sum of the weights above 0 in each column of an array (S, F) float32: (F,) float32, as np.sum adds them alone.
+    """The sum of the weights above 0 in each column of (S, F) float32, to the bit as np.sum adds them up alone.
 
-    NumPy adds in pairs, which zeros in between would change: so columns with equally many are added at a time, without them.
+    NumPy adds in pairs, which zeros in between would change. So columns with equally many weights are added up together.
     """
     number, total = np.count_nonzero(weight, axis=0), np.empty(weight.shape[1], np.float32)
     for n in np.unique(number):
@@ -105,133 +135,27 @@ def sum_in_float32(weight):
 
 
 def cumulate(weight):
-    """Cumulative weights (S, F) float64, the last of them 1, of weights (S, F); constant where the weight is 0."""
-    cumulative = weight.astype(np.float64)
-    for before, row in zip(cumulative, cumulative[1:]):
-        row += before
+    """The cumulative weights (S, F) float64 of weights (S, F) float32, divided by the last of them."""
+    cumulative = np.cumsum(weight, axis=0, dtype=np.float64)
     cumulative /= cumulative[-1].copy()
     return cumulative
 
 
-def take(array, index):
-    """array[index] along the first axis, for NumPy and torch; NumPy's own `take` is several times faster than brackets."""
-    return array.take(index, axis=0) if isinstance(array, np.ndarray) else array[index]
+def sample_references(image, mask, sdr_num=50, seed=0, independent=False, **parameters):
+    """All SDRs of a photograph at once, (sdr_num, H, W, 3) uint8: see `Sampler` and `draw_references`."""
+    return np.stack(list(Sampler(image, mask, **parameters).references(sdr_num, seed, independent)))
 
 
-class Draws:
-    """References (SDRs) in which every filled pixel draws one of the S places of its window. Both recipes share this.
+def fuse(references):
+    """The fused reference (H, W, 3) uint8: the mean of SDRs, rounded to nearest, ties to even.
 
-    image: (H, W, 3) uint8; places: S. A subclass gives `chunks()`, which yields (pixels (F,) int64: flat indices in the
-    image, cumulative (S, F) float64: as from `cumulate`), and `colours(pixels, place)`, (F, 3) uint8: what draws give.
+    references: (N, H, W, 3) uint8, or any iterable of (H, W, 3) uint8, of which one at a time is held.
     """
-
-    xp, arrays = np, ("flat", "shift")  # the library that draws, and what `colours` needs
-
-    def __init__(self, image, places):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"the image must be (H, W, 3) of uint8, not {image.shape} of {image.dtype}")
-        self.shape, self.flat = image.shape, np.ascontiguousarray(image).reshape(-1, 3)
-        self.held, self.place_type = None, np.min_scalar_type(places)
-
-    def references(self, sdr_num=50, seed=0, independent=False):
-        """Yield the SDRs one by one, each (H, W, 3) uint8.
-
-        All pixels share the uniform numbers of np.random.seed(seed) and np.random.random_sample(sdr_num), as published;
-        with `independent` every pixel has numbers of its own.
-        """
-        random = np.random.RandomState(seed)
-        if independent:
-            yield from (self.fresh(random) for _ in range(sdr_num))
-            return
-        uniforms = random.random_sample(sdr_num)
-        drawn = [(pixels, [self._draw(cumulative, u) for u in uniforms]) for pixels, cumulative in self.chunks()]
-        for n in range(sdr_num):
-            yield self._reference((pixels, places[n]) for pixels, places in drawn)
-
-    def fresh(self, random=None):
-        """One SDR (H, W, 3) uint8 with every pixel's own draw. random: np.random.RandomState or Generator.
-
-        On a torch device: a tensor; random is a torch.Generator of the device, or None for the default one. From the first
-        call on, the cumulative weights of all filled pixels are kept: 8 bytes a place.
-        """
-        if self.held is None:
-            self.held = list(self.chunks())
-        return self._reference((pixels, self._draw(cumulative, self._uniforms(len(pixels), random)))
-                               for pixels, cumulative in self.held)
-
-    def expectation(self):
-        """The mean of infinitely many SDRs, (H, W, 3) float64 in [0, 255]."""
-        return self._expected(1)
-
-    def variance(self):
-        """The variance of infinitely many SDRs, (H, W, 3) float64 in squared values of [0, 255]."""
-        return np.maximum(self._expected(2) - self._expected(1) ** 2, 0)
-
-    def to(self, device):
-        """The same sampler on a torch device: its `fresh` and `expectation` give tensors there, and copy nothing back."""
-        import torch
-
-        def move(array):
-            return torch.from_numpy(array).to(device)
-
-        there, mean = copy.copy(self), move(self.expectation())
-        vars(there).update({name: move(getattr(self, name)) for name in self.arrays}, xp=torch, place_type=torch.int64)
-        there.held = [(move(pixels), move(cumulative)) for pixels, cumulative in self.held or self.chunks()]
-        there.expectation = lambda: mean
-        return there
-
-    def _draw(self, cumulative, uniforms):
-        """The place that a uniform number, or each pixel's own (F,), draws: the first whose cumulative weight exceeds it."""
-        return (cumulative <= uniforms).sum(axis=0, dtype=self.place_type)
-
-    def _uniforms(self, number, random):
-        if self.xp is np:
-            return random.random(number)
-        return self.xp.rand(number, dtype=self.xp.float64, device=self.flat.device, generator=random)
-
-    def _reference(self, draws):
-        reference = copy.deepcopy(self.flat)
-        for pixels, place in draws:
-            reference[pixels] = self.colours(pixels, place)
-        return reference.reshape(self.shape)
-
-    def _expected(self, power):
-        expected = self.flat.astype(np.float64) ** power
-        for pixels, cumulative in self.chunks():
-            probability = np.diff(cumulative, axis=0, prepend=0)
-            draws = (self.colours(pixels, place).astype(np.float64) ** power for place in range(len(probability)))
-            expected[pixels] = sum(p[:, None] * draw for p, draw in zip(probability, draws))
-        return expected.reshape(self.shape)
-
-
-class Sampler(Draws):
-    """Non-local stochastic sampling (NSS; paper, section 2.2) of one photograph: built once, drawn from as often as needed.
-
-    image: (H, W, 3) uint8; mask: (H, W) uint8, rain where above 0, filled where above `threshold`, candidates where 0.
-    K: pixels a side of the window that candidates come from (at least 3 are used). k: odd, pixels a side of the window
-    that is compared; it grows where all of it is rain. pow: exponent of the distance, the paper's eta.
-    Raises ValueError for an image or mask of another shape or type and for parameters without meaning.
-    """
-
-    def __init__(self, image, mask, K=7, k=3, pow=0.5, threshold=10):
-        reach = max(K, 3) // 2
-        super().__init__(image, (2 * reach + 1) ** 2)
-        if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
-            raise ValueError(f"the mask must be {image.shape[:2]} of uint8, not {mask.shape} of {mask.dtype}")
-        check_parameters(K, k, pow, threshold)
-        self.inputs = image, mask, K, k, threshold
-        self.table = weight_table(765 * (2 * max(k // 2, reach) + 1) ** 2, pow)
-        dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-        self.shift = (dy * image.shape[1] + dx).ravel()  # of each place, in flat pixels
-
-    def chunks(self):
-        for pixels, distance, is_candidate in nss_distances(*self.inputs):
-            weight = self.table.take(distance) * is_candidate
-            yield pixels, cumulate(weight / sum_in_float32(weight))
-
-    def colours(self, pixels, place):
-        """The colours at the places drawn. One outside the image is never drawn: clipping just keeps its index valid."""
-        return take(self.flat, (pixels + take(self.shift, place)).clip(0, len(self.flat) - 1))
+    references = iter(references)
+    total, number = next(references).astype(np.uint32), 1
+    for number, reference in enumerate(references, 2):
+        total += reference
+    return np.stack([np.rint(row / number).astype(np.uint8) for row in total])  # floats of one row at a time
 
 
 # ---- guided samples: what NSS becomes when it knows how bright the rain is
@@ -239,10 +163,11 @@ class Sampler(Draws):
 WINDOW = 11  # pixels a side of the window that candidates come from
 RAIN, SPACE, CHROMA, PATTERN, LIGHT = 4, 18, 50, 288, 128  # what the exponents of a weight are divided by; by trials
 SMALLEST = -87  # least exponent of a weight: processors are slow with float32 numbers that are smaller still
+CUT_OFF = 254  # grey levels: a channel that rain has driven so far may have been cut off at 255
 STRIP = 1 << 15  # pixels that the expectation works on at once: their arrays fit a processor's cache of 2 MB
 
 
-class GuidedSampler(Draws):
+class GuidedSampler:
     """Stochastic references from one photograph and its layer of rain: built once, drawn from as often as needed.
 
     The photograph is I = J + R, R being the layer. L is the mean of J's channels, C = (red - green, green - blue) of I.
@@ -250,21 +175,21 @@ class GuidedSampler(Draws):
 
         exp(-R(q)/rain - |p-q|^2/space - |C(p)-C(q)|^2/chroma - m(p,q)/pattern - (L(p)-L(q))^2/light),
 
-    m being the mean over 3x3 offsets o of (L(p+o)-L(q+o))^2. Where p has a channel of 254 or more, which may have been cut
-    off, the term of C is left out. The new brightness is L(p) + (1-exp(-R(p)/rain)) (L(q)-L(p)). What the mean of I's
-    channels exceeds it by is taken off all three, so C stays as it is. Beyond the border the photograph is mirrored.
+    m being the mean over 3x3 offsets o of (L(p+o)-L(q+o))^2. The new brightness is L(p) + (1-exp(-R(p)/rain)) (L(q)-L(p)).
+    What the mean of I's channels exceeds it by is taken off all three, so C stays as it is. But a channel of 254 or more may
+    have been cut off: it becomes J's at q, if that is less, and such a p weighs without the term of C.
+    Beyond the border the photograph is mirrored.
     image: (H, W, 3) uint8 BGR; layer: (H, W) uint8 or float, grey levels of rain, at least 0; window: odd; the others: above 0.
     Raises ValueError for arrays of another shape, type or range and for parameters without meaning.
     """
 
-    arrays = ("flat", "shift", "light", "most", "strength")
-
     def __init__(self, image, layer, window=WINDOW, rain=RAIN, space=SPACE, chroma=CHROMA, pattern=PATTERN, light=LIGHT):
-        super().__init__(image, window * window)
+        check_image(image)
         if layer.shape != image.shape[:2] or layer.dtype.kind not in "uf" or not (layer >= 0).all():
             raise ValueError(f"the layer must be {image.shape[:2]} of levels from 0, not {layer.shape} of {layer.dtype}")
         if window < 1 or window % 2 == 0 or min(rain, space, chroma, pattern, light) <= 0:
             raise ValueError(f"window={window} must be odd and at least 1, and what exponents are divided by above 0")
+        self.image, self.shape, self.flat = image, image.shape, np.ascontiguousarray(image).reshape(-1, 3)
         self.window, self.margin, self.space = window, window // 2 + 1, space
 
         def pad(plane):
@@ -272,20 +197,21 @@ class GuidedSampler(Draws):
 
         layer = np.minimum(layer, 255).astype(np.float32)
         channels = [plane.astype(np.float32) for plane in cv2.split(image)]
-        mean, clean = (sum(planes) / 3 for planes in (channels, [np.maximum(plane - layer, 0) for plane in channels]))
+        derained = [np.maximum(plane - layer, 0) for plane in channels]
+        mean, clean = (sum(planes) / 3 for planes in (channels, derained))
         self.rainy, self.strength = layer > 0, 1 - np.exp(-layer / rain)
         self.most = mean - (1 - self.strength) * clean  # less strength * L(q), it is what a draw takes off the channels
-        self.light = pad(clean)
+        self.light, self.clean = pad(clean), np.stack([pad(plane) for plane in derained])
         self.rain_term = pad(np.maximum(-layer / rain, -70))  # above SMALLEST, so that a pixel's own weight stays the larger
         self.chroma = [pad((b - a) / np.float32(chroma**0.5)) for a, b in zip(channels, channels[1:])]
-        self.chroma_sign = np.where(np.max(channels, axis=0) < 254, np.float32(-1), np.float32(0))
+        self.chroma_sign = np.where(np.max(channels, axis=0) < CUT_OFF, np.float32(-1), np.float32(0))
         self.kernel = np.full((3, 3), -1 / (9 * pattern), np.float32)  # for squared differences of L: their mean, m, ...
         self.kernel[1, 1] -= 1 / light  # ... and the middle one once more
         dy, dx = np.mgrid[:window, :window] - window // 2
         self.shift = (dy * self.light.shape[1] + dx).ravel()  # of each place, in flat pixels of the padded planes
 
     def weights(self, top, bottom):
-        """Yield, place by place, the weights of all pixels in rows top to bottom, and L(q): (rows, W) float32 each."""
+        """Yield, place by place, the weights of all pixels in rows top to bottom, (rows, W) float32, and where q is, padded."""
         tall, wide, reach = bottom - top, self.shape[1], self.window // 2
 
         def at(plane, dy, dx, around=0):
@@ -300,7 +226,8 @@ class GuidedSampler(Draws):
             first, second = (cv2.subtract(at(plane, reach, reach), at(plane, dy, dx)) for plane in self.chroma)
             chroma = cv2.accumulateProduct(second, second, cv2.multiply(first, first))  # adds a product to its last argument
             exponent = cv2.accumulateProduct(chroma, self.chroma_sign[top:bottom], exponent)
-            yield cv2.exp(np.maximum(exponent, SMALLEST)), at(self.light, dy, dx)
+            there = slice(top + dy + 1, bottom + dy + 1), slice(dx + 1, dx + 1 + wide)
+            yield cv2.exp(np.maximum(exponent, SMALLEST)), there
 
     def expectation(self):
         """The mean of infinitely many SDRs that are not rounded, (H, W, 3) float32 in [0, 255]."""
@@ -309,11 +236,15 @@ class GuidedSampler(Draws):
             rows = slice(top, pixels[-1] // self.shape[1] + 1)
             channels, most, strength = cv2.split(expected[rows]), self.most[rows], self.strength[rows]
             total, *taken = (np.zeros(most.shape, np.float32) for _ in range(4))
-            for weight, light in self.weights(rows.start, rows.stop):
-                amount = np.maximum(cv2.subtract(most, cv2.multiply(strength, light)), 0)
+            cut_off = [np.nonzero(self.rainy[rows] & (channel >= CUT_OFF)) for channel in channels]
+            for weight, there in self.weights(rows.start, rows.stop):
+                amount = np.maximum(cv2.subtract(most, cv2.multiply(strength, self.light[there])), 0)
                 cv2.accumulate(weight, total)
-                for channel, sums in zip(channels, taken):
-                    cv2.accumulateProduct(weight, cv2.min(amount, channel), sums)
+                for channel, cut, clean, sums in zip(channels, cut_off, self.clean, taken):
+                    less = cv2.min(amount, channel)
+                    if len(cut[0]):
+                        less[cut] = np.maximum(channel[cut] - clean[there][cut], 0)
+                    cv2.accumulateProduct(weight, less, sums)
             expected[rows] -= np.stack(taken, axis=2) / total[..., None]
         return expected
 
@@ -323,13 +254,17 @@ class GuidedSampler(Draws):
             yield pixels, cumulate(np.stack([weight.take(pixels - top * self.shape[1]) for weight, _ in weights]))
 
     def colours(self, pixels, place):
-        """The pixels' own colours less the same whole number of levels in each channel, where they have so many."""
+        """The pixels' own colours less the same whole levels in each channel, as far as it goes; J's where one was cut off."""
         padded = pixels + pixels // self.shape[1] * 2 * self.margin + self.margin * (self.shape[1] + 2 * self.margin + 1)
-        light = take(self.light.reshape(-1), padded + take(self.shift, place))
-        amount = take(self.most.reshape(-1), pixels) - take(self.strength.reshape(-1), pixels) * light
-        amount = self.xp.asarray(amount.clip(0, 255).round(), dtype=self.xp.uint8)[:, None]
-        colours = take(self.flat, pixels)
-        return colours - self.xp.minimum(colours, amount)
+        drawn = padded + self.shift.take(place)
+        amount = self.most.take(pixels) - self.strength.take(pixels) * self.light.take(drawn)
+        colours, clean = self.flat.take(pixels, axis=0), np.stack([plane.take(drawn) for plane in self.clean], axis=1)
+        less = colours - np.minimum(colours, amount.clip(0, 255).round().astype(np.uint8)[:, None])
+        return np.where(colours >= CUT_OFF, np.minimum(colours, clean.round().astype(np.uint8)), less)
+
+    def references(self, sdr_num=50, seed=0, independent=False):
+        """Yield SDRs one by one, each (H, W, 3) uint8: see `draw_references`."""
+        return draw_references(self, sdr_num, seed, independent)
 
 
 class ScaledSampler:
@@ -354,70 +289,42 @@ class ScaledSampler:
         return np.rint(self.expectation()).astype(np.uint8)
 
     def enlarged(self, derained):
-        """The photograph less what its small version has lost: the same off each channel, as far as it goes. Of one type."""
+        """The photograph less what its small version has lost, of the same type."""
         if self.small.shape == self.image.shape:
             return derained
-        lost = (self.small - derained.astype(np.float32)).max(axis=2)  # of the channels, one that was not cut off at 0
-        if derained.dtype == np.uint8:
-            return take_off(self.image, lost)
-        lost = cv2.resize(lost, self.image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-        return np.maximum(self.image - np.maximum(lost, 0)[..., None], 0)
-
-
-def sample_references(image, mask, sdr_num=50, seed=0, independent=False, **parameters):
-    """All SDRs of a photograph at once, (sdr_num, H, W, 3) uint8: see `Sampler` and `Sampler.references`."""
-    return np.stack(list(Sampler(image, mask, **parameters).references(sdr_num, seed, independent)))
-
-
-class Fusion:
-    """The running sum of SDRs, for the fused reference without holding them all."""
-
-    def __init__(self):
-        self.total, self.number = None, 0
-
-    def add(self, reference):
-        if self.total is None:
-            self.total = np.zeros(reference.shape, np.uint16)
-        elif self.number == 257:  # as many values of 255 as 16 bits hold
-            self.total = self.total.astype(np.uint32)
-        self.total += reference
-        self.number += 1
-
-    def mean(self):
-        """The fused reference (H, W, 3) uint8: the mean in float64, rounded to nearest, ties to even."""
-        return np.stack([np.rint(row / self.number).astype(np.uint8) for row in self.total])  # floats of one row at a time
-
-
-def fuse(references):
-    """The fused reference (H, W, 3) uint8 of SDRs, (N, H, W, 3) or any iterable of (H, W, 3) uint8."""
-    fusion = Fusion()
-    for reference in references:
-        fusion.add(reference)
-    return fusion.mean()
+        lost = cv2.resize(self.small - derained.astype(np.float32), self.image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        lost = np.maximum(np.rint(lost) if derained.dtype == np.uint8 else lost, 0)
+        return np.maximum(self.image - lost, 0).astype(derained.dtype)
 
 
 def write_references(references, folder):
     """Write SDRs as <folder>/0.png, 1.png, ..., all or none, in the place of older ones. Returns their mean."""
-    new, fusion, pending = folder.with_name(f".{folder.name}.part"), Fusion(), deque()
+    new, pending = folder.with_name(f".{folder.name}.part"), deque()
     shutil.rmtree(new, ignore_errors=True)  # a killed run's
     new.mkdir(parents=True)
+
+    def write(path, reference):
+        path.write_bytes(png_bytes(reference, PNG_FAST))
+
+    def written(pool):
+        for number, reference in enumerate(references):
+            pending.append(pool.submit(write, new / f"{number}.png", reference))
+            yield reference
+            if len(pending) > 2 * os.cpu_count():  # large references must not pile up in memory
+                pending.popleft().result()
+
     try:
         with ThreadPoolExecutor() as pool:
-            for number, reference in enumerate(references):
-                pending.append(pool.submit(lambda path, image: path.write_bytes(png_bytes(image, PNG_FAST)),
-                                           new / f"{number}.png", reference))
-                fusion.add(reference)
-                if len(pending) > 2 * os.cpu_count():  # large references must not pile up in memory
-                    pending.popleft().result()
-            for writing in pending:
-                writing.result()
+            mean = fuse(written(pool))
+        for writing in pending:
+            writing.result()
         if folder.exists():
             shutil.rmtree(folder)
         new.rename(folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    return fusion.mean()
+    return mean
 
 
 def add_nss_flags(parser):

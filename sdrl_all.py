@@ -223,6 +223,8 @@ def main(args):
         photograph = read_photograph(path)
         results.write(path, photograph_bytes(derain_with(final, photograph.image, name, recipe), photograph))
 
+    if rank == 0:
+        results.prepare(images.values())  # of those that were left out too: an older network's result must not stay
     return run.each_image({path.stem: path for path, _ in pairs}, work, [results], failed=failed)
 
 
@@ -240,11 +242,12 @@ if __name__ == "__main__":
     parser.add_argument("--epoch", type=run.number(int, 1), default=2000, help="times that every photograph is used")
     parser.add_argument("--lr", type=run.number(float, 0, 1e30), default=1e-3, help="learning rate of Adam")
     parser.add_argument("--lr_steps", type=run.number(int, 0), default=0, help="halve the rate every so many epochs; 0: never")
-    parser.add_argument("--batch_size", type=run.number(int, 1), default=64, help="crops a step, of all processes together")
+    parser.add_argument("--batch_size", type=run.number(int, 1, 10**6), default=64,
+                        help="crops a step, of all processes together")
     parser.add_argument("--crop_size", type=run.number(int, 1, 16_384), default=64, help="pixels a side of the crops")
     parser.add_argument("--identity", action="store_true", default=None, help="start at f(x) = x")
     parser.add_argument("--save_every", type=run.number(int, 1), default=50, help="epochs between checkpoints")
     parser.add_argument("--workers", type=run.number(int, 0, 256), default=0, help="processes that prepare crops")
-    parser.add_argument("--cache_gb", type=run.number(float, 0), default=2,
+    parser.add_argument("--cache_gb", type=run.number(float, 0, 1e6), default=2,
                         help="memory for images that are kept decoded, of each process and worker")
     run.start(main, parser)

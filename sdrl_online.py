@@ -4,6 +4,7 @@
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
 import os
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from utils.image import (ImageError, check_image, check_size, list_images, photo
 from utils.inference import model_device
 from utils.results import Results, check_made_for, read_run
 
+MASKS = {"patch_size": 80, "kernel_size": 10, "true_cells": False}  # how ldgp.py makes them where it is told nothing else
+
 
 def derain_online(model, rainy, mask, recipe=PAPER, sdr_num=50, nss=None, report=None):
     """Train a fresh network on one rainy image against references that it draws itself, a new one in every step.
@@ -26,9 +29,28 @@ def derain_online(model, rainy, mask, recipe=PAPER, sdr_num=50, nss=None, report
     `sdr.Sampler`. report: called with each step's loss. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
     """
     device = model_device(model)
-    sampler, random = Sampler(rainy, mask, **(nss or {})).to(device), torch.Generator(device).manual_seed(recipe.seed)
+    references = fresh_references(Sampler(rainy, mask, **(nss or {})), torch.Generator(device).manual_seed(recipe.seed))
     steps = recipe.steps or recipe.epoch * sdr_num
-    return learn_references(model, rainy, (sampler.fresh(random) for _ in range(steps)), recipe, report)
+    return learn_references(model, rainy, islice(references, steps), recipe, report)
+
+
+def fresh_references(sampler, random):
+    """Yield SDRs without end, tensors (H, W, 3) uint8, in which every pixel draws for itself by the weights of NSS.
+
+    sampler: an `sdr.Sampler`. random: a torch.Generator, on whose device all is held and drawn.
+    """
+    def there(array):
+        return torch.from_numpy(array).to(random.device)
+
+    flat, shift = there(sampler.flat), there(sampler.shift)
+    chunks = [(there(pixels), there(cumulative)) for pixels, cumulative in sampler.chunks()]
+    while True:
+        reference = flat.clone()
+        for pixels, cumulative in chunks:
+            uniforms = torch.rand(len(pixels), dtype=torch.float64, device=random.device, generator=random)
+            place = (cumulative <= uniforms).sum(dim=0)
+            reference[pixels] = flat[pixels + shift[place]]
+        yield reference.reshape(sampler.image.shape)
 
 
 def derain_photograph(rainy, learn=False, backbone="Unet", device="cpu", recipe=None, report=None):
@@ -56,7 +78,8 @@ def main(args):
             f'--save_path="{masks_path}"')
     check_made_for(masks_path, source, args.recipe, hint)
     masks = list_images(masks_path, optional=True)
-    how = read_run(masks_path).get("settings", {"recipe": args.recipe})  # missing ones are made as the others were
+    how = {"recipe": "fast"} if fast else {"recipe": "paper", **MASKS}
+    how = read_run(masks_path).get("settings", how)  # missing ones are made as the others were
     made = Results("ldgp.py", masks_path, how, {"input": source}, flag="--ldgp_path")
     can_write = os.access(next(part for part in (masks_path, *masks_path.parents) if part.exists()), os.W_OK)
     settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}
@@ -64,7 +87,7 @@ def main(args):
     results = Results("sdrl_online.py", args.result_path or data / "result", settings, {"input": source, "ldgp": masks_path},
                       lambda path: [path, masks.get(path.stem, path)], overwrite=args.overwrite)
     missing = [path for stem, path in images.items() if stem not in masks]
-    if missing and can_write and run.ranks()[0] == 0:
+    if missing and can_write and not read_run(masks_path) and run.ranks()[0] == 0:
         made.prepare(missing)
 
     def mask_of(path, rainy):

@@ -1,18 +1,59 @@
-"""What the tests share: the reference material beside the project, and running a script as a user does."""
+"""What the tests share: reference material beside the project, small photographs, and running a script as a user does.
+
+`stage` runs a command line inside this process, which spares the seconds that torch takes to start; `script` starts a
+process. Both use one thread of the CPU, so that their digits can be compared.
+"""
+import io
 import os
+import re
+import runpy
+import shlex
+import shutil
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+
+from utils.image import png_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("R2A_REFERENCE", ROOT.parent / "shared"))
 PATIENCE = 1200  # seconds after which a process counts as hanging: far more than any takes on a slow, busy machine
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
 
 settings.register_profile("every machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("every machine")
+
+# The commands of the README, what makes each of them short, and where each writes.
+LDGP = 'python ldgp.py --dataset="Rain100L" --patch_size=80 --kernel_size=10'
+SDR = ('python sdr.py --input_path="./dataset/Rain100L/input/" --ldgp_path="./dataset/Rain100L/ldgp/" '
+       '--save_path "./dataset/Rain100L/sdr/" --fuse_save_path "./dataset/Rain100L/sdr(fuse)/"')
+SDRL = ('python sdrl.py --rainy_data_path="./dataset/Rain100L/" --sdr_data_path="./dataset/Rain100L/sdr/" '
+        '--result_path="./dataset/Rain100L/result/" --backbone="Unet"')
+ONLINE = SDRL.replace("sdrl.py", "sdrl_online.py")
+ALL = SDRL.replace("sdrl.py", "sdrl_all.py").replace(' --backbone="Unet"', "")
+TEST = ('python test_all.py --data_path="./dataset/Rain100L/" --model_path="./result_all/Rain100L/model.pkl" '
+        '--result_path="./result_all/Rain100L/image/"')
+STAGES = (LDGP, SDR, SDRL, ONLINE, ALL, TEST)
+SHORT = {LDGP: "", SDR: "--sdr_num=3", SDRL: "--steps=2 --backbone=DnCNN", ONLINE: "--steps=2 --backbone=DnCNN",
+         ALL: "--epoch=3 --batch_size=2 --crop_size=32 --lr_steps=1 --backbone=DnCNN", TEST: ""}
+DATA = "dataset/Rain100L"
+PLACES = {LDGP: [f"{DATA}/ldgp"], SDR: [f"{DATA}/sdr", f"{DATA}/sdr(fuse)"], SDRL: [f"{DATA}/result"],
+          ONLINE: [f"{DATA}/result"], ALL: ["result_all/Rain100L", f"{DATA}/result"], TEST: ["result_all/Rain100L/image"]}
+
+
+def name_of(command):
+    return command.split()[1]
+
+
+each_stage = pytest.mark.parametrize("command", STAGES, ids=name_of)
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +77,111 @@ def script():
         return done
 
     return run
+
+
+def from_shell(script, command, flags="", cwd=None, **options):
+    """Run a command line, with more flags, in a process of its own."""
+    _, name, *words = shlex.split(f"{command} {flags}")
+    return script(name, *words, cwd=cwd, env=ONE_THREAD, **options)
+
+
+def stage(command, flags="", cwd=None, ok=True):
+    """Run a command line, with more flags, within this process; returns what `script` returns."""
+    _, name, *words = shlex.split(f"{command} {flags}")
+    out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+    with (pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err),
+          warnings.catch_warnings(record=True) as shown):
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)  # what a process of its own would show
+        warnings.simplefilter("always", RuntimeWarning)
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [name, *words])
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        torch.set_num_threads(1)
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as left:
+            code = left.code
+        finally:
+            torch.set_num_threads(threads)
+    text = err.getvalue() + "".join(f"Warning: {warning.message}\n" for warning in shown)
+    if isinstance(code, str):  # the interpreter prints what sys.exit is called with
+        code, text = 1, f"{text}{code}\n"
+    if ok is not None:
+        assert (not code) == ok, f"{name} exit {code}\n{out.getvalue()}\n{text}"
+    return subprocess.CompletedProcess([name, *words], code or 0, out.getvalue(), text)
+
+
+def complaints(done):
+    """The lines on stderr, which has no traceback, but for those that tell what is done."""
+    assert "Traceback" not in done.stdout + done.stderr and "Warning" not in done.stderr, done.stderr[-3000:]
+    return [line for line in done.stderr.splitlines() if not re.search(r"\(\d+ of \d+\): \d+\.\d\d s", line)]
+
+
+def complaint(done, *words):
+    """The one such line of a command that failed. It must hold the words."""
+    assert done.returncode != 0
+    line, = complaints(done)
+    for word in words:
+        assert word in line, (word, line)
+    return line
+
+
+def photograph(height, width, seed):
+    """A blurred scene with rain streaks, (height, width, 3) uint8 BGR."""
+    random = np.random.default_rng(seed)
+    scene = cv2.resize(random.integers(40, 160, (4, 5, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(height * width // 60):
+        x, y, length = int(random.integers(width)), int(random.integers(-40, height)), int(random.integers(12, 40))
+        streak = np.zeros((height, width), np.uint8)
+        cv2.line(streak, (x, y), (x - length // 6, y + length), int(random.integers(30, 110)), 1, cv2.LINE_AA)
+        scene = cv2.add(scene, cv2.merge([streak] * 3))
+    return scene
+
+
+def write_png(path, image):
+    """Write an image, and the folders that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png_bytes(image))
+
+
+def data_set(folder, **photographs):
+    """Make folder/dataset/Rain100L/input/<name>.png of each keyword; returns folder/dataset/Rain100L."""
+    for name, image in photographs.items():
+        write_png(folder / DATA / "input" / f"{name}.png", image)
+    return folder / DATA
+
+
+def files(folder):
+    """All files below a folder as {relative path: bytes}, but run.json and what was moved to earlier-<n>."""
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in found.items()
+            if name.name != "run.json" and not any(part.startswith("earlier-") for part in name.parts)}
+
+
+def results(folder, command):
+    """What a stage wrote, as `files`, but what holds times."""
+    return {f"{place}/{name}": data for place in PLACES[command] for name, data in files(folder / place).items()
+            if name not in ("resume.pkl", "loss.csv") and not (command == ALL and name.startswith("image/"))}
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory):
+    """The README's commands, one after the other, on two photographs: (folder, {command: process}, {command: its results}).
+
+    sdrl.py, sdrl_online.py and sdrl_all.py write to the same folder: what each left there is kept.
+    """
+    folder = tmp_path_factory.mktemp("chain")
+    data_set(folder, rue=photograph(40, 56, 1), lac=photograph(33, 47, 2))
+    done, made = {}, {}
+    for command in STAGES:
+        done[command] = stage(command, SHORT[command], folder)
+        made[command] = results(folder, command)
+    return folder, done, made
+
+
+@pytest.fixture
+def copy(chain, tmp_path):
+    """A copy of what the chain made, to be changed: the folder that commands are run in."""
+    shutil.copytree(chain[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path

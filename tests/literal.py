@@ -14,20 +14,12 @@ def patch_angle(grey, exchange_cells=True):
     patch = np.ascontiguousarray(grey[: 8 * cells_y, : 8 * cells_x])
     descriptor = cv2.HOGDescriptor((8 * cells_x, 8 * cells_y), (32, 32), (8, 8), (8, 8), 36)
     blocks = descriptor.compute(patch).reshape(cells_x - 3, cells_y - 3, 4, 4, 36)
-    cells = np.zeros((cells_y, cells_x, 36))
-    holders = np.zeros((cells_y, cells_x))
-    for bx in range(cells_x - 3):
-        for by in range(cells_y - 3):
-            for cx in range(4):
-                for cy in range(4):
-                    x, y = (bx + cy, by + cx) if exchange_cells else (bx + cx, by + cy)
-                    cells[y, x] += blocks[bx, by, cx, cy]
-                    holders[y, x] += 1
-    histogram = np.zeros(36)
-    for y in range(cells_y):
-        for x in range(cells_x):
-            histogram += cells[y, x] / holders[y, x]
-    return 5 * list(histogram).index(max(histogram))
+    cells, holders = np.zeros((cells_y, cells_x, 36)), np.zeros((cells_y, cells_x, 1))
+    for bx, by, cx, cy in np.ndindex(blocks.shape[:4]):
+        x, y = (bx + cy, by + cx) if exchange_cells else (bx + cx, by + cy)
+        cells[y, x] += blocks[bx, by, cx, cy]
+        holders[y, x] += 1
+    return 5 * int(np.argmax((cells / holders).sum(axis=(0, 1))))
 
 
 def dominant_angle(image, patch_size=80, exchange_cells=True):
@@ -57,129 +49,67 @@ def references(image, mask, sdr_num=50, seed=0, **parameters):
     return result
 
 
-def expectation(image, mask, **parameters):
-    """The mean of infinitely many SDRs, (H, W, 3) float64."""
-    result = image.astype(np.float64)
-    for y, x, candidates, probabilities in filled_pixels(image, mask, **parameters):
-        result[y, x] = mean([image[q].astype(np.float64) for q in candidates], probabilities)
-    return result
-
-
-def variance(image, mask, **parameters):
-    """The variance of infinitely many SDRs, (H, W, 3) float64."""
-    result = np.zeros(image.shape)
-    for y, x, candidates, probabilities in filled_pixels(image, mask, **parameters):
-        values = [image[q].astype(np.float64) for q in candidates]
-        expected = mean(values, probabilities)
-        result[y, x] = mean([(value - expected) ** 2 for value in values], probabilities)
-    return result
-
-
-def mean(values, probabilities):
-    """The probable value; the probabilities, being float32, add up to 1 only roughly, for which it makes up."""
-    total = sum(float(p) for p in probabilities)
-    return sum(float(p) / total * value for p, value in zip(probabilities, values))
-
-
 def filled_pixels(image, mask, K=7, k=3, pow=0.5, threshold=10):
     """Yield (y, x, its candidates [(y, x), ...], their probabilities, float32) for every filled pixel that has candidates."""
-    colours, rain = image.tolist(), (mask > 0).tolist()
-    height, width = mask.shape
-    reach = max(K, 3) // 2
-    for y in range(height):
-        for x in range(width):
-            if mask[y, x] <= threshold:
-                continue
-            candidates = [
-                (v, u)
-                for v in range(max(y - reach, 0), min(y + reach + 1, height))
-                for u in range(max(x - reach, 0), min(x + reach + 1, width))
-                if not rain[v][u]
-            ]
-            if not candidates:
-                continue
-            half = k // 2
-            while all_rain(rain, y, x, half):
-                half += 1
-            weights = []
-            for q in candidates:
-                d = distance(colours, rain, (y, x), q, half)
-                weights.append(np.float32(1 / max(float(d) ** pow, 1e-4)))
-            weights = np.array(weights)
-            yield y, x, candidates, weights / weights.sum()
+    (height, width), reach = mask.shape, max(K, 3) // 2
+    margin = reach + max(reach, k // 2)
+    black = np.pad(image.astype(int), ((margin, margin), (margin, margin), (0, 0)))  # outside the image is black ...
+    clear = np.pad(mask == 0, margin, constant_values=True)  # ... and no rain
+    for y, x in np.argwhere(mask > threshold):
+        candidates = [(v, u) for v in range(max(y - reach, 0), min(y + reach + 1, height))
+                      for u in range(max(x - reach, 0), min(x + reach + 1, width)) if mask[v, u] == 0]
+        if not candidates:
+            continue
+        half = half_window(mask, y, x, k // 2)
+
+        def compared(array, y, x):
+            return array[y + margin - half : y + margin + half + 1, x + margin - half : x + margin + half + 1]
+
+        distances = [np.abs(compared(black, y, x) - compared(black, *q))[compared(clear, y, x)].sum() for q in candidates]
+        weights = np.array([np.float32(1 / max(float(d) ** pow, 1e-4)) for d in distances])
+        yield y, x, candidates, weights / weights.sum()
 
 
-def all_rain(rain, y, x, half):
-    """Whether the window of half width `half` around (y, x), clipped to the image, holds no clear pixel."""
-    return all(all(row[max(x - half, 0) : x + half + 1]) for row in rain[max(y - half, 0) : y + half + 1])
-
-
-def distance(colours, rain, p, q, half):
-    """d(p, q) over the window of half width `half`; outside the image is black, and no rain."""
-    height, width = len(rain), len(rain[0])
-
-    def inside(y, x):
-        return 0 <= y < height and 0 <= x < width
-
-    def colour(y, x):
-        return colours[y][x] if inside(y, x) else (0, 0, 0)
-
-    total = 0
-    for dy in range(-half, half + 1):
-        for dx in range(-half, half + 1):
-            here = p[0] + dy, p[1] + dx
-            if inside(*here) and rain[here[0]][here[1]]:
-                continue
-            there = q[0] + dy, q[1] + dx
-            total += sum(abs(a - b) for a, b in zip(colour(*here), colour(*there)))
-    return total
+def half_window(mask, y, x, half):
+    """Half a side of the window compared: it grows from `half` until it holds a clear pixel of the image."""
+    while mask[max(y - half, 0) : y + half + 1, max(x - half, 0) : x + half + 1].all():
+        half += 1
+    return half
 
 
 # ---- guided samples
 
 
 def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=288, light=128):
-    """Yield (y, x, its S draws' probabilities, what they take off the channels before rounding) for every pixel with rain."""
-    colours, layer = image.astype(np.float64), layer.astype(np.float64)
-    height, width = layer.shape
-    brightness = np.clip(colours - layer[..., None], 0, 255).mean(axis=2)
-    reach = window // 2
-
-    def mirrored(y, x):
-        """The place inside the image that a place beyond its border shows."""
-        inside = []
-        for at, size in ((y, height), (x, width)):
-            while size > 1 and not 0 <= at < size:
-                at = -at if at < 0 else 2 * (size - 1) - at
-            inside.append(at if size > 1 else 0)
-        return tuple(inside)
-
-    def hue(y, x):
-        blue, green, red = colours[mirrored(y, x)]
-        return np.array([red - green, green - blue])
-
-    for y, x in zip(*np.nonzero(layer)):
-        weights, taken = [], []
-        for v in range(y - reach, y + reach + 1):
-            for u in range(x - reach, x + reach + 1):
-                m = np.mean([(brightness[mirrored(y + dy, x + dx)] - brightness[mirrored(v + dy, u + dx)]) ** 2
-                             for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
-                here, there = brightness[y, x], brightness[mirrored(v, u)]
-                weight = np.exp(-layer[mirrored(v, u)] / rain) * np.exp(-((v - y) ** 2 + (u - x) ** 2) / space)
-                if colours[y, x].max() < 254:
-                    weight *= np.exp(-np.sum((hue(y, x) - hue(v, u)) ** 2) / chroma)
-                weights.append(weight * np.exp(-m / pattern) * np.exp(-((here - there) ** 2) / light))
-                new = here + (1 - np.exp(-layer[y, x] / rain)) * (there - here)
-                taken.append(max(0, colours[y, x].mean() - new))
-        yield y, x, np.array(weights) / np.sum(weights), np.array(taken)
+    """Yield (y, x, its S draws' probabilities, what they take off the channels, J there) for every pixel with rain."""
+    colours, reach = image.astype(np.float64), window // 2
+    derained = np.clip(colours - layer.astype(np.float64)[..., None], 0, 255)
+    hues = colours[..., 2] - colours[..., 1], colours[..., 1] - colours[..., 0]
+    planes = derained.mean(axis=2), layer.astype(np.float64), *hues, *np.moveaxis(derained, 2, 0)
+    L, R, red_green, green_blue, *J = (np.pad(plane, reach + 1, mode="reflect") for plane in planes)
+    for y, x in np.argwhere(layer > 0):
+        p, weights, taken, seen = (y + reach + 1, x + reach + 1), [], [], []
+        for dy, dx in np.ndindex(window, window):
+            q = y + 1 + dy, x + 1 + dx
+            here, there = (L[v - 1 : v + 2, u - 1 : u + 2] for v, u in (p, q))
+            exponent = -R[q] / rain - ((dy - reach) ** 2 + (dx - reach) ** 2) / space
+            exponent -= np.mean((here - there) ** 2) / pattern + (L[p] - L[q]) ** 2 / light
+            if colours[y, x].max() < 254:
+                exponent -= ((red_green[p] - red_green[q]) ** 2 + (green_blue[p] - green_blue[q]) ** 2) / chroma
+            weights.append(np.exp(exponent))
+            taken.append(max(0, colours[y, x].mean() - L[p] - (1 - np.exp(-R[p] / rain)) * (L[q] - L[p])))
+            seen.append([plane[q] for plane in J])
+        yield y, x, np.array(weights) / np.sum(weights), np.array(taken), np.array(seen)
 
 
-def guided_expectation(image, layer, rounded=False, **widths):
-    """The mean of infinitely many guided samples, (H, W, 3) float64, of whole levels or before rounding."""
-    result = image.astype(np.float64)
-    for y, x, probabilities, taken in guided_laws(image, layer, **widths):
-        drawn = np.maximum(image[y, x] - (np.rint(taken) if rounded else taken)[:, None], 0)
-        result[y, x] = probabilities @ drawn
+def guided_expectation(image, layer, rounded=False, power=1, **widths):
+    """The mean of this power of infinitely many guided samples, (H, W, 3) float64, of whole levels or before rounding."""
+    result = image.astype(np.float64) ** power
+    for y, x, probabilities, taken, seen in guided_laws(image, layer, **widths):
+        taken, seen = (np.rint(taken), np.rint(seen)) if rounded else (taken, seen)
+        drawn = np.maximum(image[y, x] - taken[:, None], 0)
+        drawn = np.where(image[y, x] >= 254, np.minimum(image[y, x], seen), drawn)
+        result[y, x] = probabilities @ drawn**power
     return result
 
 

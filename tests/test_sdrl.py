@@ -1,19 +1,25 @@
-"""The learning: the paper's protocol against a plain loop, the fast recipe's pieces, crops, tiles, averages."""
+"""The learning: the paper's recipe against a plain loop, the fast one's pieces, tiles, wrong numbers, checkpoints."""
+import io
+import os
+import pickle
+import re
+import zipfile
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import sdrl
 import sdrl_online
 from models import BACKBONES, build
-from utils import inference, run
-from utils.image import ImageError, tensor_to_uint8, uint8_to_tensor, write_png
+from sdrl import FAST, FAST_TRANSFORMER, PAPER
+from utils import checkpoint, inference, run
+from utils.image import ImageError, tensor_to_uint8, uint8_to_tensor
 
-from test_stages import photograph
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+from conftest import (ALL, DATA, ONLINE, SDRL, SHORT, TEST, complaint, complaints, files, name_of, photograph, stage,
+                      write_png)
 
 
 def smooth(height, width, seed=0):
@@ -23,21 +29,22 @@ def smooth(height, width, seed=0):
     return np.clip(np.dstack(waves) + np.random.default_rng(seed).normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
-def references_of(rainy, number=6, seed=1):
+def references_of(rainy, number=6):
     """References that differ from their image in some pixels, as SDRs do."""
-    random = np.random.default_rng(seed)
-    result = np.repeat(rainy[None], number, 0)
-    where = random.random(rainy.shape[:2]) < 0.2
+    random = np.random.default_rng(1)
+    result, where = np.repeat(rainy[None], number, 0), random.random(rainy.shape[:2]) < 0.2
     result[:, where] = np.clip(result[:, where].astype(int) - random.integers(20, 60, (number, where.sum(), 1)), 0, 255)
     return result
 
 
 def psnr(a, b):
-    error = np.mean((a.astype(float) - b) ** 2)
-    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
+    return 10 * np.log10(255**2 / max(np.mean((a.astype(float) - b) ** 2), 1e-9))
 
 
-class InFloat64(torch.nn.Module):
+# ---- the paper's recipe
+
+
+class InFloat64(nn.Module):
     """A network that calculates in float64: within 10 steps, Adam makes of the rounding of float32 a difference of 45 dB."""
 
     def __init__(self, network):
@@ -50,14 +57,16 @@ class InFloat64(torch.nn.Module):
 
 def plain_loop(backbone, rainy, references, epochs, seed=3):
     """The paper's protocol, word for word: what `derain` must give."""
+    def to_tensor(image):
+        return torch.tensor(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))[None] / np.float32(255))
+
     torch.manual_seed(seed)
     model = InFloat64(build(backbone))
-    to_tensor = lambda image: torch.tensor(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))[None] / np.float32(255))
     x, optimizer = to_tensor(rainy), torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(epochs):
         for reference in references:
             optimizer.zero_grad()
-            torch.nn.functional.mse_loss(model(x), to_tensor(reference)).backward()
+            F.mse_loss(model(x), to_tensor(reference)).backward()
             optimizer.step()
     model.eval()
     with torch.no_grad():
@@ -70,64 +79,52 @@ def test_the_paper_recipe_is_the_plain_loop():
     rainy = smooth(32, 48)
     references = references_of(rainy, 10)
     expected = plain_loop("Unet", rainy, references, epochs=4)
-    options = {name: value for name, value in sdrl.RECIPES["paper"].items() if name != "identity"}
-    model = InFloat64(sdrl.fresh_model("Unet", 3, "cpu"))
-    result = sdrl.derain(model, rainy, references, **{**options, "epoch": 4})
+    result = sdrl.derain(InFloat64(sdrl.fresh_model("Unet")), rainy, references, PAPER._replace(epoch=4))
     assert psnr(expected, rainy) < 50  # it learned something that the comparison can see
     assert psnr(result, expected) > 60
 
 
 def test_the_recipe_of_the_paper_is_the_default():
-    paper = sdrl.RECIPES["paper"]
-    assert (paper["epoch"], paper["steps"], paper["lr"]) == (100, 0, 1e-3)
-    assert not any(paper[name] for name in ("identity", "average", "crop_size"))
-    assert all(recipe.keys() == paper.keys() for recipe in sdrl.RECIPES.values())
+    assert PAPER[:7] == (100, 0, 1e-3, False, 0, 0, 1) and PAPER.seed == 3
 
 
-@pytest.mark.parametrize("given, steps, lr", [
-    ("", 0, 1e-3), ("--recipe fast", 750, 1e-3), ("--recipe fast --steps 0", 0, 1e-3), ("--recipe fast --lr 0.5", 750, 0.5),
-    ("--recipe fast --backbone DRSFormer", 150, 3e-4), ("--backbone Restormer", 0, 1e-3),
-    ("--recipe fast --backbone Restormer --steps 7 --lr 0.5", 7, 0.5), ("--steps 9", 9, 1e-3)])
-def test_a_given_flag_wins_over_the_recipe(given, steps, lr):
-    args = sdrl.add_flags(run.Parser("")).parse_args(given.split())
-    identity, options = sdrl.recipe_options(args)
-    assert identity == ("fast" in given)
-    assert (options["steps"], options["lr"]) == (steps, lr)
-
-
-def test_the_fast_recipe_has_no_epochs():
-    args = sdrl.add_flags(run.Parser("")).parse_args(["--recipe=fast", "--epoch=2"])
-    with pytest.raises(ImageError, match="--epoch is of --recipe=paper"):
-        sdrl.recipe_options(args)
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_starts_at_the_identity(backbone):
-    """Before the first step of the fast recipe the network gives back its input."""
-    image = noise(24, 40, 3)
-    model = sdrl.fresh_model(backbone, 3, torch.device("cpu"), identity=True)
-    x = uint8_to_tensor(image)
-    for mode in (True, False):
-        with torch.no_grad():
-            assert torch.equal(model.train(mode)(x), x)
-    assert np.array_equal(tensor_to_uint8(inference.infer(model, image)), image)
+@pytest.mark.parametrize("given, expected", [
+    ("", PAPER), ("--recipe fast", FAST), ("--recipe fast --steps 0", FAST._replace(steps=0)),
+    ("--recipe fast --lr 0.5 --seed 4", FAST._replace(lr=0.5, seed=4)), ("--steps 9", PAPER._replace(steps=9, epoch=0)),
+    ("--recipe fast --backbone DRSFormer --steps 7", FAST_TRANSFORMER._replace(steps=7)), ("--backbone Restormer", PAPER)])
+def test_a_given_flag_wins_over_the_recipe(given, expected):
+    assert sdrl.recipe_of(sdrl.add_flags(run.Parser("")).parse_args(given.split())) == expected
 
 
 def test_same_seed_same_bytes_and_another_seed_others():
-    rainy = smooth(32, 32)
-    references = references_of(rainy)
-    learn = lambda seed: sdrl.derain(sdrl.fresh_model("Unet", seed, "cpu"), rainy, references, steps=3, seed=seed, crop_size=24)
-    assert np.array_equal(learn(3), learn(3))
-    assert not np.array_equal(learn(3), learn(4))
+    rainy, mask = smooth(40, 40), np.zeros((40, 40), np.uint8)
+    mask[::3, 5:30] = 255
+
+    def learn(online, seed):
+        recipe = PAPER._replace(seed=seed, steps=3, crop_size=24)
+        model = sdrl.fresh_model("Unet", recipe=recipe)
+        return (sdrl_online.derain_online(model, rainy, mask, recipe) if online else
+                sdrl.derain(model, rainy, references_of(rainy), recipe))
+
+    for online in (False, True):
+        assert np.array_equal(learn(online, 3), learn(online, 3)) and not np.array_equal(learn(online, 3), learn(online, 4))
+    assert not np.array_equal(learn(True, 3), learn(False, 3))
+
+
+def test_references_are_read_in_string_order(tmp_path):
+    for number in range(12):
+        write_png(tmp_path / f"{number}.png", np.full((4, 5, 3), number, np.uint8))
+    read = sdrl.read_references(tmp_path, np.zeros((4, 5, 3), np.uint8), "x.png", "")
+    assert read[:, 0, 0, 0].tolist() == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_average_of_weights():
     """The trained network is the one of the mean weights, statistics of the batch norms included, weighted by the decay."""
-    rainy, states = smooth(40, 40), []
-    model = sdrl.fresh_model("DnCNN", 3, "cpu", identity=True)
-    note = lambda loss: states.append({name: value.double() for name, value in model.state_dict().items()})
-    x = uint8_to_tensor(rainy)
-    trained = sdrl.fit(model, [(x, 0.9 * x)] * 3, torch.optim.Adam, torch.nn.functional.mse_loss, average=0.5, report=note)
+    states, x = [], uint8_to_tensor(smooth(40, 40))
+    model = sdrl.fresh_model("DnCNN", recipe=FAST)
+    optimizer = torch.optim.Adam(model.parameters())
+    trained = sdrl.fit(model, [(x, 0.9 * x)] * 3, optimizer, F.mse_loss, PAPER._replace(average=0.5),
+                       lambda _: states.append({name: value.double() for name, value in model.state_dict().items()}))
     for name, value in trained.state_dict().items():
         if value.is_floating_point():
             expected = 0.25 * states[0][name] + 0.25 * states[1][name] + 0.5 * states[2][name]
@@ -137,31 +134,21 @@ def test_average_of_weights():
 # ---- the fast recipe
 
 
-def test_own_rain_is_light_added_to_the_scene():
-    """In batches of windows no larger than the scene, the same light in all channels, from elsewhere, up to white."""
-    scene, rain = torch.rand(1, 3, 40, 56), torch.zeros(40, 56)
-    rain[::3, ::5], rain[1::3, ::5] = 0.4, 2 / 255  # the second is too faint
-    draw = lambda seed, **options: [next(sdrl.own_rain(scene, rain, seed=seed, **options)) for _ in range(2)]
-    first, again = draw(5, crop_size=24, batch_size=3)
-    other = draw(6, crop_size=24, batch_size=3)[0]
-    assert all(torch.equal(*both) for both in zip(first, again)) and not torch.equal(first[0], other[0])
-    factors = set()
-    for x, y in (first, next(sdrl.own_rain(scene, rain)), next(sdrl.own_rain(scene, rain, 0))):
-        assert x.shape == y.shape and (x >= y).all() and x.max() <= 1
-        added = torch.where(x < 1, x - y, torch.nan)
-        light = added.nanmean(dim=1, keepdim=True)
-        assert torch.allclose(added.nan_to_num(), torch.where(x < 1, light, 0).nan_to_num(), atol=1e-6)
-        factors |= {round(value, 3) for value in (light[light > 1e-3] / 0.4).tolist()}
-    assert min(factors) >= sdrl.FACTORS[0] - 0.001 and max(factors) <= sdrl.FACTORS[1] + 0.001 and len(factors) > 3
-    assert first[1].shape == (3, 3, 24, 24)
-    windows = scene.unfold(2, 24, 1).unfold(3, 24, 1)[0].permute(1, 2, 0, 3, 4).flatten(0, 1)
-    assert all((windows == y).flatten(1).all(dim=1).any() for y in first[1])  # y is the scene
-    assert next(sdrl.own_rain(scene, rain))[0].shape == (2, 3, 40, 56)  # which is smaller than a square of 64
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_starts_at_the_identity_and_learns(backbone):
+    """On odd sides, to take off the same light of each channel, and to put none on."""
+    rainy, fused = by_own_rain(21, 33)
+    x, model = uint8_to_tensor(rainy), sdrl.fresh_model(backbone, recipe=FAST)
+    for mode in (True, False):
+        with torch.no_grad():
+            assert torch.equal(model.train(mode)(x), x)
+    taken = rainy.astype(int) - learn(rainy, fused, backbone=backbone)
+    assert taken.shape == rainy.shape and (taken == taken[..., :1]).all() and (taken >= 0).all() and taken.max() > 10
 
 
-def learn(rainy, fused, steps=2, backbone="Unet", seed=3, scale=1, **options):
-    model = sdrl.fresh_model(backbone, seed, "cpu", identity=True)
-    return sdrl.derain_by_own_rain(model, rainy, fused, steps, scale, own={"seed": seed, "batch_size": 1}, **options)
+def learn(rainy, fused, backbone="Unet", scale=1, **options):
+    recipe = FAST._replace(**{"steps": 2, "batch_size": 1, **options})
+    return sdrl.derain_by_own_rain(sdrl.fresh_model(backbone, recipe=recipe), rainy, fused, recipe, scale)
 
 
 def by_own_rain(height=37, width=53):
@@ -171,39 +158,44 @@ def by_own_rain(height=37, width=53):
     return rainy, fused
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_learns_to_take_off_self_made_rain(backbone):
-    """On odd sides: the same light off each channel, and none is put on."""
-    rainy, fused = by_own_rain()
-    result = learn(rainy, fused, backbone=backbone)
-    taken = rainy.astype(int) - result
-    assert result.shape == rainy.shape and (taken == taken[..., :1]).all() and (taken >= 0).all() and taken.max() > 10
+def test_own_rain_is_light_added_to_the_scene():
+    """In batches of windows no larger than the scene, the same light in all channels, from elsewhere, up to white."""
+    scene, rain = torch.rand(1, 3, 40, 56), torch.zeros(40, 56)
+    rain[::3, ::5], rain[1::3, ::5] = 0.4, 2 / 255  # the second is too faint
+
+    def draw(**options):
+        return next(sdrl.own_rain(scene, rain, FAST._replace(**options)))
+
+    x, y = draw(crop_size=24, batch_size=3)
+    assert y.shape == (3, 3, 24, 24) and draw()[0].shape == (2, 3, 40, 56)  # which is smaller than a square of 64
+    assert torch.equal(x, draw(crop_size=24, batch_size=3)[0])
+    assert not torch.equal(x, draw(crop_size=24, batch_size=3, seed=4)[0])
+    factors = set()
+    for x, y in ((x, y), draw(), draw(crop_size=0)):
+        assert x.shape == y.shape and (x >= y).all() and x.max() <= 1
+        added = (x - y)[x.amax(dim=1, keepdim=True).expand_as(x) < 1]
+        factors |= set((added[added > 1e-6] / 0.4).numpy().round(3))
+    assert all(0.59 < factor < 3.01 for factor in factors) and len(factors) > 3
+    windows = scene.unfold(2, 24, 1).unfold(3, 24, 1)[0].permute(1, 2, 0, 3, 4).flatten(0, 1)
+    assert all((windows == square).flatten(1).all(dim=1).any() for square in draw(crop_size=24, batch_size=3)[1])
+    for streaks, layers in ((1, 4), (16, 1)):  # sparse rain is laid over itself
+        rain = torch.zeros(32, 32)
+        rain[:, :streaks] = 0.1  # a mean of 0.8 or 12.75 grey levels
+        pairs = sdrl.own_rain(torch.zeros(1, 3, 32, 32), rain, FAST._replace(crop_size=32, batch_size=1))
+        added = np.mean([float(next(pairs)[0].mean()) for _ in range(50)]) / float(rain.mean())
+        assert abs(added / layers - 1.05) < 0.1  # 1.05: the mean of the factors
 
 
 def test_learning_is_repeatable_and_left_out_with_no_steps():
     rainy, fused = by_own_rain()
     fused[3, 4] = 100.4, 99.5, 98.6
     assert np.array_equal(learn(rainy, fused, steps=0), np.rint(fused))
-    once = learn(rainy, fused, steps=3, average=0.9)
-    assert np.array_equal(once, learn(rainy, fused, steps=3, average=0.9))
-    assert not np.array_equal(once, learn(rainy, fused, steps=3, average=0.9, seed=4))
+    once = learn(rainy, fused, steps=3)
+    assert np.array_equal(once, learn(rainy, fused, steps=3)) and not np.array_equal(once, learn(rainy, fused, steps=3, seed=4))
     with pytest.raises(ValueError, match="does not belong"):
         learn(rainy, fused[1:])
-
-
-def test_a_network_that_has_learnt_nothing_is_not_asked():
-    """At a rate of 0 the network takes nothing off, and what the samples took off is left as it is."""
-    rainy, fused = by_own_rain()
+    rainy, fused = by_own_rain()  # a network that takes nothing off has learnt nothing, and is not asked
     assert np.array_equal(learn(rainy, fused, lr=0), fused)
-
-
-def test_sparse_rain_is_laid_over_itself():
-    scene, rain = torch.zeros(1, 3, 32, 32), torch.zeros(32, 32)
-    for streaks, layers in ((1, 4), (16, 1)):
-        rain[:, :streaks] = 0.1  # a mean of 0.8 or 12.75 grey levels
-        pairs = sdrl.own_rain(scene, rain, crop_size=32, batch_size=1)
-        added = np.mean([float(next(pairs)[0].mean()) for _ in range(50)]) / float(rain.mean())
-        assert abs(added / layers - 1.05) < 0.1  # 1.05: the mean of the factors
 
 
 def test_a_large_photograph_keeps_its_details():
@@ -219,48 +211,40 @@ def test_a_large_photograph_keeps_its_details():
 @pytest.mark.parametrize("steps", [0, 2])
 def test_the_fast_recipe_on_an_array(steps):
     rainy, losses = photograph(48, 64, 1), []
-    derained, layer = sdrl_online.derain_photograph(rainy, steps, report=losses.append)
+    options = {"learn": steps > 0, "recipe": FAST._replace(steps=steps)}
+    derained, layer = sdrl_online.derain_photograph(rainy, **options, report=losses.append)
     assert derained.shape == rainy.shape and (derained <= rainy).all() and (derained < rainy).any()
     assert layer.shape == rainy.shape[:2] and len(losses) == steps
-    assert np.array_equal(derained, sdrl_online.derain_photograph(rainy, steps)[0])
+    assert np.array_equal(derained, sdrl_online.derain_photograph(rainy, **options)[0])
 
 
-# ---- running over a photograph, and files
+# ---- tiles
 
 
 @pytest.mark.parametrize("side, tile", [(256, 256), (257, 256), (300, 256), (1000, 256), (481, 320), (4000, 1024)])
 def test_tiles_cover_a_side(side, tile):
-    starts = inference._tile_starts(side, tile)
+    starts, weights = inference._tile_starts(side, tile), torch.zeros(side)
     assert starts[0] == 0 and all(start % 32 == 0 for start in starts)
-    weights = torch.zeros(side)
     for start in starts:
         length = min(tile, side - start)
-        assert length <= tile and start + length <= side
         weights[start : start + length] += inference._fade(start, length, side)
     assert weights.min() > 0.4 if len(starts) > 1 else (weights == 1).all()
-
-
-def changed(backbone, image, residual):
-    """A network that changes its input, with running statistics of its own."""
-    torch.manual_seed(0)
-    model = build(backbone, residual=residual)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-        model.train()(uint8_to_tensor(image[:64, :64]))
-    return model
 
 
 @pytest.mark.parametrize("backbone", ["Unet", "DnCNN"])
 def test_tiles_give_the_untiled_result_where_convolutions_reach_less_far_than_the_guard(backbone):
     image = smooth(290, 350)
-    model = changed(backbone, image, backbone != "Unet")
+    torch.manual_seed(0)
+    model = build(backbone, residual=backbone != "Unet")
+    with torch.no_grad():  # a network that changes its input, with running statistics of its own
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        model.train()(uint8_to_tensor(image[:64, :64]))
     whole, tiled = (tensor_to_uint8(inference.infer(model, image, tile_size=size)).astype(int) for size in (1024, 256))
-    assert np.abs(whole - image).max() > 3
-    assert np.abs(tiled - whole).max() <= 1
+    assert np.abs(whole - image).max() > 3 and np.abs(tiled - whole).max() <= 1
 
 
-@pytest.mark.parametrize("backbone, height, width", [("ResNet", 290, 350), ("Restormer", 100, 230)])
+@pytest.mark.parametrize("backbone, height, width", [("ResNet", 290, 350), ("Restormer", 40, 230)])
 def test_tiles_leave_no_seam(backbone, height, width):
     """Networks that see all of a tile give something else in a tile; between neighbouring pixels that must not show."""
     image = smooth(height, width)
@@ -275,23 +259,146 @@ def test_tiles_leave_no_seam(backbone, height, width):
         assert np.abs(np.diff(tiled - whole, axis=axis)).max() < 2  # grey levels
 
 
-def test_references_are_read_in_string_order(tmp_path):
-    for number in range(12):
-        write_png(tmp_path / f"{number}.png", np.full((4, 5, 3), number, np.uint8))
-    read = sdrl.read_references(tmp_path, np.zeros((4, 5, 3), np.uint8), "x.png", "")
-    assert read[:, 0, 0, 0].tolist() == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
+# ---- numbers that go wrong
 
 
-def test_online_learns_from_fresh_references():
-    rainy = smooth(40, 40)
-    mask = np.zeros((40, 40), np.uint8)
-    mask[::3, 5:30] = 255
-    learnt = lambda **options: sdrl_online.derain_online(sdrl.fresh_model("Unet", 3, "cpu"), rainy, mask, steps=3, **options)
-    first = learnt()
-    assert np.array_equal(first, learnt()) and not np.array_equal(first, learnt(seed=4))
+def losses_that_become(value, patch, after=0, height=None):
+    """From the call number `after` on, where outputs have that height, the error of every recipe is `value`."""
+    for name in ("mse_loss", "l1_loss"):
+        def loss(output, target, honest=getattr(F, name), calls=[]):
+            calls.append(output.shape[2] == height or height is None)
+            return honest(output, target) * (value if sum(calls) > after and calls[-1] else 1)
+
+        patch.setattr(F, name, loss)
 
 
-@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (2, 8, 9, 3), (8, 8, 3)])
-def test_references_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match="do not belong"):
-        sdrl.derain(build("DnCNN"), np.zeros((8, 8, 3), np.uint8), np.zeros(shape, np.uint8))
+@pytest.mark.parametrize("command", [SDRL, ONLINE], ids=name_of)
+def test_a_loss_that_is_no_number_stops_that_image_alone(copy, monkeypatch, command):
+    losses_that_become(float("nan"), monkeypatch, after=1, height=40)
+    done = stage(command, f"{SHORT[command]} --steps=3 --overwrite", copy, ok=False)
+    complaint(done, f"failed: {DATA}/input/rue.png: the loss became NaN or infinite; use a smaller --lr")
+    assert "2 images, 1 failed" in done.stdout and set(files(copy / DATA / "result")) == {"lac.png"}
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_every_way_to_learn_looks_at_its_loss(monkeypatch, amp, value):
+    rainy, seen = photograph(12, 14, 1), []
+    losses_that_become(value, monkeypatch, after=2)
+    advice = "the loss became NaN or infinite; use a smaller --lr" + (" or leave out --amp$" if amp else "$")
+    for way, known, options in ((sdrl.derain, rainy[None], {}), (sdrl.derain, rainy[None], {"crop_size": 8, "average": 0.9}),
+                                (sdrl.derain_by_own_rain, rainy, {"average": 0.9})):
+        with pytest.raises(FloatingPointError, match=advice):
+            way(nn.Conv2d(3, 3, 3, padding=1), rainy, known, PAPER._replace(steps=150, amp=amp, **options), report=seen.append)
+    assert len(seen) == 300  # it looks every 100 steps
+
+
+def test_the_last_good_checkpoint_stays(copy, monkeypatch):
+    """Where a loss tells, and where only the weights do, as the last step spoilt them."""
+    before, honest = files(copy), torch.optim.Adam.step
+
+    def step(self, *arguments):
+        honest(self, *arguments)
+        self.param_groups[0]["params"][0].data[0] = float("inf")
+
+    model = "result_all/Rain100L/model.pkl"
+    for words in (f"sdrl_all.py: {model}: left as it was, since the loss became NaN or infinite in epoch 4; use a smaller --lr",
+                  f"sdrl_all.py: {model}: left as it was, as weights became NaN or infinite"):
+        with monkeypatch.context() as patch:
+            losses_that_become(float("nan"), patch) if "epoch 4" in words else patch.setattr(torch.optim.Adam, "step", step)
+            lines = complaints(stage(ALL, f"{SHORT[ALL]} --epoch=4", copy, ok=False))
+        assert "goes on after epoch 3" in lines[0] and lines[1].startswith(words) and len(lines) == 2
+        assert {name: data for name, data in files(copy).items() if "loss.csv" not in name} == {
+            name: data for name, data in before.items() if "loss.csv" not in name}
+    stage(ALL, f"{SHORT[ALL]} --epoch=4", copy)  # it is good indeed
+
+
+# ---- checkpoints
+
+
+class Runs:
+    """A pickle of it calls a function when it is opened by pickle.load."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path):
+    path, trace = tmp_path / "model.pkl", tmp_path / "executed"
+    hidden = pickle.dumps(Runs(os.mkdir, str(trace)))
+    attacks = [Runs(os.system, f"touch {trace}"), Runs(exec, f"open({str(trace)!r}, 'w')"), Runs(pickle.loads, hidden)]
+    weights = nn.Conv2d(3, 3, 3).state_dict()
+    for attack in attacks:
+        for content in (attack, {"model": attack}, {"model": weights, "more": [{1: (attack,)}]}, {"model": weights, attack: 1}):
+            for how in (torch.save, lambda *what: torch.save(*what, _use_new_zipfile_serialization=False),
+                        lambda what, where: where.write_bytes(pickle.dumps(what))):
+                how(content, path)
+                with pytest.raises(ImageError, match="model.pkl: damaged, or not a checkpoint of tensors and plain values"):
+                    checkpoint.load(path)
+                assert not trace.exists()
+    pickle.loads(pickle.dumps(attacks[2]))
+    assert trace.exists()  # they are real
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    """Cut anywhere, compressed, of the formats before zip, of other content: one line."""
+    path, data, packed = tmp_path / "x.pkl", io.BytesIO(), io.BytesIO()
+    model = {"model": {"weight": torch.zeros(1 << 10)}}
+    torch.save(model, data)
+    with zipfile.ZipFile(data) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in whole.namelist():
+            made.writestr(name, whole.read(name))
+    torch.save(model, path, _use_new_zipfile_serialization=False)
+    bad, whole = [path.read_bytes(), packed.getvalue(), b"text", pickle.dumps({"model": 1})], data.getvalue()
+    bad += [whole[:length] for length in range(0, len(whole) - 1, 1 + len(whole) // 40)]
+    for content in ([1, 2], {"weights": {}}, {"model": None}, {"model": [1]}, {"model": torch.zeros(3)}):
+        torch.save(content, path)
+        bad.append(path.read_bytes())
+    for content in bad:
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match=r"x\.pkl: damaged, or not a checkpoint") as raised:
+            checkpoint.load(path)
+        assert len(str(raised.value).splitlines()) == 1
+    path.write_bytes(whole)
+    assert checkpoint.load(path)["model"]["weight"].shape == (1 << 10,)
+
+
+def test_weights_that_do_not_fit():
+    """NaN, infinite, of other types or sizes, of another network, sparse, without memory, and no weights at all."""
+    good = build("DnCNN").state_dict()
+    first = next(iter(good))
+    spoilt = [good[first] * value for value in (float("nan"), float("inf"))]
+    spoilt += [good[first].long(), good[first].bool(), good[first][:1], good[first][None], good[first].to_sparse(),
+               good[first].to("meta"), None, "new\nline"]
+    bad = [{**good, first: value} for value in spoilt]
+    for weights in (*bad, {**good, "new\nline": good[first]}, build("Unet").state_dict(), {}, {1: good[first]}):
+        with pytest.raises(ImageError, match=r"x\.pkl: its weights cannot be used in a DnCNN") as raised:
+            checkpoint.load_weights(build("DnCNN"), weights, "x.pkl")
+        assert len(str(raised.value).splitlines()) == 1
+    checkpoint.load_weights(build("DnCNN"), good, "x.pkl")
+
+
+def test_test_all_on_checkpoints_of_others(copy):
+    """Missing, a folder, of an unknown network; and a finite network whose output is not: one line, and no picture of it."""
+    path = copy / "result_all/Rain100L/model.pkl"
+    before, weights = files(copy / "result_all/Rain100L/image"), torch.load(path, weights_only=True)["model"]
+
+    def refused(*words):
+        complaint(stage(TEST, "", copy, ok=False), "test_all.py: ./result_all/Rain100L/model.pkl: ".replace("./", ""), *words)
+
+    path.unlink()
+    refused("no such checkpoint; train one first with sdrl_all.py")
+    path.mkdir()
+    refused("cannot be read")
+    path.rmdir()
+    for backbone in ("VGG", ["Unet"], None, "new\nline" * 99, [[[["x"]]]]):
+        torch.save({"model": weights, "backbone": backbone}, path)
+        refused("holds an unknown backbone", "known: Unet, ResNet, DnCNN")
+    assert files(copy / "result_all/Rain100L/image") == before
+    name = next(name for name in weights if re.search("running_var", name))
+    torch.save({"model": {**weights, name: -torch.ones_like(weights[name])}, "backbone": "DnCNN"}, path)
+    lines = complaints(stage(TEST, "--overwrite", copy, ok=False))
+    assert len(lines) == 2 and all("the network's output is not finite" in line for line in lines)

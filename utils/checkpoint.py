@@ -48,7 +48,7 @@ def load(path, device="cpu"):
     except Exception as error:  # torch raises many kinds for what is no checkpoint; all mean the same to the user
         raise ImageError(f"{path}: damaged, or not a checkpoint of tensors and plain values, the only kind that is opened "
                          f"({error if type(error) is ValueError else type(error).__name__}); "
-                         "train one with sdrl_all.py") from None
+                         "train it anew with sdrl_all.py --overwrite") from None
     return content
 
 

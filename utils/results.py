@@ -58,14 +58,14 @@ class Results:
     the folder.
     """
 
-    libraries = ("numpy", "cv2", "PIL", "torch")  # whose versions decide on the bytes, where they are loaded
-
     def __init__(self, stage, folder, settings, made_from, sources=lambda path: [path], suffix=".png", overwrite=False,
                  flag="--result_path"):
         self.folder, self.sources, self.suffix, self.overwrite, self.flag = Path(folder), sources, suffix, overwrite, flag
+        # whose versions decide on the bytes; sdrl_online.py, which has torch loaded, makes masks as ldgp.py does
+        libraries = ["numpy", "cv2", "PIL", *["torch"] * (stage not in ("ldgp.py", "sdr.py"))]
         place = os.path.realpath(folder)  # as seen from there, so that a data set can be moved as a whole
         run = {"stage": stage, "settings": settings,
-               "versions": {name: sys.modules[name].__version__ for name in self.libraries if name in sys.modules},
+               "versions": {name: sys.modules[name].__version__ for name in libraries},
                "made_from": {name: os.path.relpath(os.path.realpath(path), place) for name, path in made_from.items()}}
         self.run, self.lock = json.loads(json.dumps(run)), None  # as it will be read back
 
@@ -98,7 +98,7 @@ class Results:
                              "replace what is there with --overwrite")
         elif found and found != self.run:
             ours = [path for path in self.folder.iterdir() if (path.suffix == self.suffix if self.suffix else path.is_dir())]
-            self.set_aside([path for path in ours if not path.name.startswith((".", "earlier-"))],
+            self.set_aside([path for path in ours if not path.name.startswith(".") and not (path / RUN).exists()],
                            f"of another run ({difference(found, self.run)})")
         else:
             self.set_aside([self.path(image) for image in images if self.path(image).exists() and not self.done(image)],

@@ -21,6 +21,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
+    def parse_args(self, *arguments):
+        args = super().parse_args(*arguments)
+        for action in self._actions:
+            if action.nargs is None and getattr(args, action.dest, None) == []:  # argparse before Python 3.13: --name=--
+                self.error(f"argument --{action.dest}: expected one argument")
+        return args
+
     def error(self, message):
         self.exit(2, f"{self.prog}: {one_line(message)} (see --help)\n")
 

@@ -1,0 +1,253 @@
+"""Image files of every kind, spoilt ones too, and names that nobody expects: a result or one line, never more."""
+import io
+import os
+import random
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from ldgp import rain_mask
+from models import build
+from sdr import sample_references
+from utils.image import ImageError, list_images, one_line, read_image, read_mask
+
+from conftest import (DATA, LDGP, ONE_THREAD, ROOT, SDR, SDRL, TEST, complaint, complaints, data_set, files, from_shell,
+                      photograph, stage, write_png)
+
+MODES = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "BMP": ("1", "L", "P", "RGB", "RGBA"),
+         "JPEG": ("L", "RGB", "CMYK"), "TIFF": ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F"), "WEBP": ("RGB", "RGBA")}
+OPTIONS = {"PNG": ({}, {"save_all": True}), "JPEG": ({}, {"progressive": True}),
+           "TIFF": tuple({"compression": name} for name in ("raw", "tiff_lzw", "packbits", "tiff_adobe_deflate", "jpeg"))}
+
+
+def picture(mode, width=17, height=13):
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    if mode in ("I;16", "F"):
+        return Image.fromarray(values[..., 0].astype(np.uint16 if mode == "I;16" else np.float32))
+    colour = Image.fromarray(values, "RGBA")
+    return colour.convert("RGB").quantize(16) if mode == "P" else colour.convert(mode)
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def encoded(image, extension, **options):
+    data = io.BytesIO()
+    image.save(data, extension, **options)
+    return data.getvalue()
+
+
+def whole_files():
+    """A small file of every format, mode and compression, with EXIF where it has any: {name: bytes}."""
+    made = {"MPO": encoded(picture("RGB"), "MPO", save_all=True, append_images=[picture("RGB")], exif=turned(6))}
+    for extension, modes in MODES.items():
+        for mode in modes:
+            for options in OPTIONS.get(extension, ({},)):
+                if options.get("compression") == "jpeg" and mode not in ("L", "RGB", "CMYK"):
+                    continue
+                extra = {} if extension == "BMP" else {"exif": turned(6)}
+                made[f"{extension} {mode} {options}"] = encoded(picture(mode), extension, **options, **extra)
+    return made
+
+
+def test_whole_files_of_every_kind(tmp_path):
+    """All are read upright, or refused for more than 8 bits a channel."""
+    for name, data in whole_files().items():
+        (tmp_path / "x.png").write_bytes(data)
+        if "I;16" in name or " F " in name:
+            with pytest.raises(ImageError, match="more than 8 bits a channel"):
+                read_image(tmp_path / "x.png")
+        else:
+            assert read_image(tmp_path / "x.png").shape == ((13, 17, 3) if "BMP" in name else (17, 13, 3)), name
+
+
+def test_odd_sizes_are_read(tmp_path):
+    for width, height in ((1, 1), (1, 5000), (5000, 1), (2, 3)):
+        for extension in ("PNG", "JPEG", "BMP", "TIFF"):
+            (tmp_path / "x.png").write_bytes(encoded(picture("RGB", width, height), extension))
+            assert read_image(tmp_path / "x.png").shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_read_as_it_is_shown(tmp_path, orientation, extension):
+    stored = photograph(8, 12, 1)
+    shown = [stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1], stored.transpose(1, 0, 2), np.rot90(stored, -1),
+             stored[::-1, ::-1].transpose(1, 0, 2), np.rot90(stored)][orientation - 1]
+    Image.fromarray(stored[..., ::-1]).save(tmp_path / f"x.{extension}", exif=turned(orientation), quality=100, subsampling=0)
+    image = read_image(tmp_path / f"x.{extension}")
+    assert image.shape == shown.shape and abs(image.astype(int) - shown).mean() < 2
+
+
+# ---- what a folder of photographs may hold, through the stages
+
+
+def test_formats_and_names_through_the_stages(tmp_path):
+    """Found by extension, joined by name, upright; grey stays grey; alpha, EXIF, colour profile and dpi are kept."""
+    source = data_set(tmp_path) / "input"
+    source.mkdir(parents=True)
+    colour = Image.fromarray(photograph(36, 44, 1)[..., ::-1])
+    alpha = Image.fromarray(np.random.default_rng(0).integers(0, 256, (36, 44), dtype=np.uint8))
+    profile, exif = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), turned(6)
+    exif[0x010F] = "a camera"
+    colour.save(source / "upper.PNG")
+    colour.save(source / "photo.JPG", exif=exif, icc_profile=profile, dpi=(72, 72))
+    colour.save(source / "a.b c [1].bmp")
+    colour.convert("L").save(source / "5² 雨.tif")
+    for name, mode in (("alpha.webp", "RGB"), ("greyalpha.png", "L")):
+        with_alpha = colour.convert(mode)
+        with_alpha.putalpha(alpha)
+        with_alpha.save(source / name, lossless=True)
+    colour.quantize(32).save(source / "palette.png")
+    for name in ("Thumbs.db", ".DS_Store", "notes.txt", "._photo.JPG", ".hidden.png"):
+        (source / name).write_bytes(b"\0\1\2 no photograph")
+    (source / "folder.png").mkdir()
+
+    photographs = list_images(source)
+    assert list(photographs) == ["5² 雨", "a.b c [1]", "alpha", "greyalpha", "palette", "photo", "upper"]
+    (tmp_path / "result_all/Rain100L").mkdir(parents=True)
+    network = {"model": build("DnCNN", residual=True).state_dict(), "backbone": "DnCNN", "identity": True}
+    torch.save(network, tmp_path / "result_all/Rain100L/model.pkl")
+    for command, flags in ((LDGP, ""), (SDR, "--sdr_num=1"), (SDRL, "--steps=1 --backbone=DnCNN"), (TEST, "")):
+        stage(command, flags, tmp_path)
+    place, same = tmp_path / DATA, tmp_path / "result_all/Rain100L/image"
+    for folder in (place / "ldgp", place / "sdr(fuse)", place / "result", same):
+        assert set(files(folder)) == {f"{stem}.png" for stem in photographs}
+    for stem, path in photographs.items():
+        rainy, mask = read_image(path), read_mask(place / f"ldgp/{stem}.png")
+        assert np.array_equal(mask, rain_mask(rainy)), stem
+        assert np.array_equal(read_image(place / f"sdr/{stem}/0.png"), sample_references(rainy, mask, 1)[0]), stem
+        assert abs(read_image(same / f"{stem}.png").astype(int) - rainy).max() <= (stem in ("5² 雨", "greyalpha")), stem
+    for folder in (place / "result", same):
+        opened = {stem: Image.open(folder / f"{stem}.png") for stem in photographs}
+        modes = {"5² 雨": "L", "greyalpha": "LA", "alpha": "RGBA"}
+        assert {stem: image.mode for stem, image in opened.items()} == {stem: modes.get(stem, "RGB") for stem in photographs}
+        for stem in ("alpha", "greyalpha"):
+            assert np.array_equal(np.array(opened[stem])[..., -1], np.array(alpha))
+        kept = opened["photo"]
+        assert kept.size == (36, 44) and kept.getexif()[0x010F] == "a camera" and kept.getexif().get(0x0112, 1) == 1
+        assert kept.info["icc_profile"] == profile and round(kept.info["dpi"][0]) == 72
+
+
+NAMES = ["two words", " lead", "trail ", "-rf", "--help", "[x] (y) {z} *?", "sdr(fuse)", "a'b\"c`d$e", "new\nline", "tab\there",
+         "bell\x07\x1b[31m", "e\u0301", "\u00e9", "\U0001f327\ufe0f", "\u202egnp", "a..", "%s", "\\", "0" * 200, "n" * 245,
+         "\udcff\udcfe"]
+
+
+def test_names_that_nobody_expects(tmp_path, script):
+    """All of them go through the stages, each under its own name, and what is printed is one line a message."""
+    place = data_set(tmp_path, **{name: photograph(33, 35, seed) for seed, name in enumerate(NAMES)})
+    for command in (LDGP, f"{SDR} --sdr_num=1"):
+        done = stage(command, "", tmp_path)
+        assert f"{len(NAMES)} images, 0 failed" in done.stdout and len(done.stderr.splitlines()) == len(NAMES)
+        assert not {"\x07", "\x1b"} & set(done.stderr) and not complaints(done)
+    for folder in ("ldgp", "sdr(fuse)"):
+        assert set(os.listdir(place / folder)) == {"run.json", *(f"{name}.png" for name in NAMES)}
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/new\nline\x1b[31m\udcff.png").write_text("x")
+    done = from_shell(script, LDGP, "--input_path=bad", tmp_path, ok=False)
+    complaint(done, "ldgp.py: failed: bad/new\\nline\\x1b[31m\\udcff.png: not an image that can be read")
+    line = complaint(stage(LDGP, "--input_path='no\nwhere'", tmp_path, ok=False), "ldgp.py: no\\nwhere: no such folder")
+    assert one_line(line) == line
+    complaint(stage(LDGP, "'a\nb'", tmp_path, ok=False), "unrecognized arguments: a\\nb")
+
+
+def test_links_are_followed_when_read_and_replaced_when_written(tmp_path):
+    """Nothing is written through a link that lies in a folder for results; broken ones and what is no file are reported."""
+    place, outside = data_set(tmp_path, own=photograph(33, 35, 4)), tmp_path / "outside"
+    write_png(outside / "real.png", photograph(33, 35, 1))
+    write_png(outside / "mine.png", photograph(33, 35, 2))
+    for name, target in (("link", outside / "real.png"), ("nothing", outside / "gone.png"), ("loop", place / "input/loop.png")):
+        (place / f"input/{name}.png").symlink_to(target)
+    (place / "ldgp").mkdir()
+    (place / "ldgp/link.png").symlink_to(outside / "mine.png")
+    before = files(outside)
+    lines = complaints(stage(LDGP, "--overwrite", tmp_path, ok=False))
+    assert len(lines) == 2 and "loop.png: cannot be read" in lines[0] and "nothing.png: no such file" in lines[1]
+    assert files(outside) == before and not (place / "ldgp/link.png").is_symlink()
+
+
+# ---- spoilt files
+
+
+def spoilt(data, chance):
+    """The bytes of a file changed in 1 to 16 places: bytes, numbers, cuts, repetitions, gaps.
+
+    In half of the PNG files the checksums are put right, so that what is behind them is reached.
+    """
+    for _ in range(chance.choice((1, 1, 1, 2, 4, 16))):
+        place, order = chance.randrange(len(data) + 1), chance.choice("<>")
+        before, after = data[:place], data[place:]
+        long = chance.choice((0, 2**32 - 1, 2**31 - 1, 65535, 1 << chance.randrange(32)))
+        data = chance.choice((
+            before + bytes([chance.choice((0, 1, 127, 255, chance.randrange(256)))]) + after[1:],
+            before + struct.pack(order + "H", chance.choice((0, 1, 8, 256, 65535))) + after[2:],
+            before + struct.pack(order + "I", long) + after[4:],
+            before + before[-chance.randrange(1, 40) :] + after,
+            before + after[chance.randrange(1, 40) :],
+            before if chance.random() < 0.5 else data))
+    if data[:4] != b"\x89PNG" or chance.random() < 0.5:
+        return data
+    place, made = 8, data[:8]
+    while place + 12 <= len(data):
+        end = place + 8 + int.from_bytes(data[place : place + 4], "big")
+        made += data[place:end] + struct.pack(">I", zlib.crc32(data[place + 4 : end]))
+        place = end + 4
+    return made + data[place:]
+
+
+def fuzz(folder, number, seed):
+    """Read so many spoilt files; returns counts. Anything but a result or an ImageError of one line goes through."""
+    chance, originals, path = random.Random(seed), list(whole_files().values()), folder / "x.png"
+    counts = {"read": 0, "refused": 0}
+    for turn in range(number):
+        path.write_bytes(spoilt(chance.choice(originals), chance))
+        try:
+            image = (read_image, read_mask)[turn % 2](path)
+            assert image.dtype == np.uint8 and image.ndim == 3 - turn % 2
+            counts["read"] += 1
+        except ImageError as error:
+            assert str(error).startswith(f"{path}: ") and len(str(error).splitlines()) == 1
+            counts["refused"] += 1
+    return counts
+
+
+def test_spoilt_files(tmp_path):
+    counts = fuzz(tmp_path, 1500, 0)
+    assert counts["read"] > 100 and counts["refused"] > 500, counts
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_thousands_of_spoilt_files(tmp_path, seed):
+    """In processes of their own, which a crash of a decoder would end."""
+    words = (f"import pathlib, sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+             f"from test_files import fuzz; print(fuzz(pathlib.Path({str(tmp_path)!r}), 2500, {seed}))")
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, env={**os.environ, **ONE_THREAD})
+    assert done.returncode == 0 and done.stdout.startswith("{'read': "), done.stderr[-3000:]
+
+
+def test_small_files_that_claim_much(tmp_path):
+    """Refused for their size, before any memory is taken; and nothing but images is opened."""
+    def png(width, height, data=b""):
+        chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(
+            ">I", zlib.crc32(kind + body)) for kind, body in chunks)
+
+    bitmap = encoded(picture("RGB"), "BMP")
+    for data, words in ((png(2**31 - 1, 2**31 - 1), "megapixels; make it smaller"),
+                        (png(20000, 20000, zlib.compress(bytes(1 << 26))), "megapixels; make it smaller"),
+                        (bitmap[:18] + struct.pack("<ii", 50000, -50000) + bitmap[26:], "megapixels; make it smaller"),
+                        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image that can be")):
+        (tmp_path / "x.png").write_bytes(data)
+        with pytest.raises(ImageError, match=words):
+            read_image(tmp_path / "x.png")

@@ -1,0 +1,362 @@
+"""Results are whole or absent, done once, and of one run: the same command again, other commands, kills, full disks."""
+import errno
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdr import write_references
+from utils.image import read_image, write_bytes
+
+from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PATIENCE, PLACES, ROOT, SDR, SDRL, SHORT, TEST, complaint,
+                      complaints, data_set, each_stage, files, name_of, photograph, results, stage, write_png)
+
+OTHER = {LDGP: "--kernel_size=7", SDR: "--seed=1", SDRL: "--seed=4", ONLINE: "--K=5", ALL: "--lr=0.01", TEST: "--amp"}
+
+
+def stamps(folder):
+    """When each file was last written, and which it is."""
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")
+            if path.is_file()}
+
+
+def earlier(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("earlier-*"))
+
+
+def again(command, folder, flags="", **options):
+    return stage(command, f"{SHORT[command]} {flags}", folder, **options)
+
+
+@pytest.fixture
+def done(chain, copy):
+    """The copy in which nothing but a stage's own results is in its folders: a function of the command."""
+
+    def of(command):
+        if command != ALL:
+            shutil.rmtree(copy / DATA / "result")
+        if command in (SDRL, ONLINE):
+            again(command, copy)
+        shutil.rmtree(copy / DATA / "result/earlier-1", ignore_errors=True)
+        shutil.rmtree(copy / DATA / "result/earlier-2", ignore_errors=True)
+        assert results(copy, command) == chain[2][command]
+        return copy
+
+    return of
+
+
+# ---- the same command again, and another one
+
+
+@each_stage
+def test_the_same_command_again_does_nothing_again(done, command):
+    """Also where the data set was moved as a whole; a result that is missing is made again, alone."""
+    folder = done(command)
+    before = stamps(folder)
+    said = again(command, folder)
+    assert stamps(folder) == before
+    assert f"{name_of(command)}: 2 images, 0 failed, 2 done before, nothing done, results in " in said.stdout
+    assert complaints(said) == ["sdrl_all.py: goes on after epoch 3 of result_all/Rain100L/resume.pkl"] * (command == ALL)
+    expected, result = results(folder, command), folder / PLACES[command][-1] / "rue.png"
+    result.unlink()
+    (folder / "moved").mkdir()
+    for part in ("dataset", "result_all"):
+        (folder / part).rename(folder / "moved" / part)
+    said = again(command, folder / "moved")
+    assert "2 images, 0 failed, 1 done before, " in said.stdout and not earlier(folder)
+    assert results(folder / "moved", command) == expected
+
+
+@each_stage
+def test_overwrite_does_everything_again(done, command):
+    folder = done(command)
+    before, expected = stamps(folder), results(folder, command)
+    said = again(command, folder, "--overwrite")
+    now = stamps(folder)
+    assert all(now[name] != before[name] for name in expected) and now.keys() == before.keys()
+    assert results(folder, command) == expected and "done before" not in said.stdout and not complaints(said)
+    again(command, folder, f"--overwrite {OTHER[command]}")
+    assert results(folder, command).keys() == expected.keys() and stamps(folder).keys() == before.keys()
+
+
+@each_stage
+def test_another_run_s_results_are_moved_and_said(done, command):
+    """With their run.json; other files stay where they are."""
+    folder = done(command)
+    for place in PLACES[command]:
+        (folder / place / "notes.txt").write_text("mine")
+    expected = results(folder, command)
+    lines = complaints(again(command, folder, OTHER[command]))
+    flag, _, value = OTHER[command].partition("=")
+    assert len(lines) == len(PLACES[command])
+    for line, place in zip(lines, PLACES[command]):
+        number = len(files(folder / place / "earlier-1")) if command != SDR or "fuse" in place else 2
+        assert re.fullmatch(rf"{name_of(command)}: \S*{re.escape(place)}/?: {number} results of another run "
+                            rf"\({flag} .*, now {value or True}\) moved to \S*{re.escape(place)}/earlier-1", line), line
+        moved = {f"{place}/{name}": data for name, data in files(folder / place / "earlier-1").items()}
+        assert all(moved[name] == data for name, data in expected.items()
+                   if name.startswith(f"{place}/") and not name.endswith("notes.txt"))
+        assert moved and (folder / place / "earlier-1/run.json").exists()
+    assert results(folder, command).keys() == expected.keys()
+    again(command, folder)
+    assert results(folder, command) == expected and len(earlier(folder)) == 2 * len(PLACES[command])
+
+
+@pytest.mark.parametrize("command, source", [
+    (LDGP, "input/rue.png"), (SDR, "input/rue.png"), (SDR, "ldgp/rue.png"), (SDRL, "input/rue.png"), (SDRL, "sdr/rue/1.png"),
+    (ONLINE, "ldgp/rue.png"), (ALL, "sdr/rue/1.png"), (TEST, "../../result_all/Rain100L/model.pkl")])
+def test_what_is_older_than_its_sources_is_moved(done, command, source):
+    """A result alone where its photograph, mask or references have changed; all where the network has."""
+    folder = done(command)
+    path, expected = folder / DATA / source, results(folder, command)
+    if path.suffix == ".png":
+        write_png(path, 255 - read_image(path))
+    else:
+        path.touch()
+    if "sdr" in source:
+        os.utime(path.parent)  # as sdr.py leaves it, which makes the folder anew
+    said, everything = again(command, folder), command in (ALL, TEST)
+    assert ("1 done before" in said.stdout) != everything
+    lines = [line for line in complaints(said) if "older than what they were made from moved to" in line]
+    assert len(lines) == len(PLACES[command]) and len(complaints(said)) == len(lines)
+    now = results(folder, command)
+    assert now.keys() == expected.keys()
+    other = {name for name in now if "lac" in name and now[name] != expected[name]}
+    assert other == ({f"{DATA}/result/lac.png"} if command == ALL else set())
+    assert (folder / PLACES[command][-1] / "earlier-1/rue.png").read_bytes() == expected[f"{PLACES[command][-1]}/rue.png"]
+
+
+def test_masks_of_the_user_s_own(copy):
+    """Without a run.json they are used as they are, and are not replaced."""
+    masks = copy / DATA / "ldgp"
+    mine = np.where(np.arange(56) % 8 == 3, 255, 0).astype(np.uint8) * np.ones((40, 1), np.uint8)
+    for text in ("", "{", "[]", '{"stage": 1}', "[" * 100000):
+        (masks / "run.json").write_text(text)
+        line = complaint(stage(LDGP, "", copy, ok=False), f"{DATA}/ldgp: no run.json says what made lac.png and 1 more")
+        assert line.endswith("name another folder for the results, or replace what is there with --overwrite")
+    (masks / "run.json").unlink()
+    write_png(masks / "rue.png", mine)
+    before = files(masks)
+    stage(SDR, "--sdr_num=1", copy)
+    changed = (read_image(copy / DATA / "sdr/rue/0.png") != read_image(copy / DATA / "input/rue.png")).any(axis=2)
+    assert changed.any() and not changed[mine == 0].any()
+    again(ONLINE, copy)
+    complaint(stage(LDGP, "", copy, ok=False), "no run.json says what made lac.png and 1 more")
+    assert files(masks) == before
+    stage(LDGP, "--overwrite", copy)
+    assert "2 done before" in stage(LDGP, "", copy).stdout
+
+
+def test_a_photograph_called_like_a_folder_of_what_was_moved(tmp_path):
+    place = data_set(tmp_path, **{"earlier-1": photograph(36, 44, 1), "x": photograph(36, 44, 2)})
+    for command in (LDGP, SDR):
+        again(command, tmp_path)
+    first = files(place / "sdr/x")
+    again(SDR, tmp_path, "--seed=1")
+    assert {path.name for path in (place / "sdr").iterdir()} == {"run.json", "earlier-1", "earlier-2", "x"}
+    assert files(place / "sdr/earlier-2/x") == first and (place / "sdr/earlier-2/earlier-1/0.png").exists()
+    assert set(os.listdir(place / "sdr(fuse)/earlier-1")) == {"run.json", "earlier-1.png", "x.png"}
+
+
+# ---- a training that goes on
+
+
+def test_a_training_goes_on_as_if_it_had_not_been_interrupted(copy):
+    """Bit for bit, with workers or without, whichever of its files a kill has left, with or without the cache."""
+    saved, result = copy / "result_all/Rain100L", copy / DATA / "result"
+
+    def what_is_there():
+        weights = torch.load(saved / "model.pkl", weights_only=True)["model"]
+        losses = [line.rsplit(",", 1)[0] for line in (saved / "loss.csv").read_text().splitlines()]
+        return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}, losses, files(result)
+
+    for recipe in ("", "--recipe=fast"):
+        for command in (LDGP, SDR) if recipe else ():
+            again(command, copy, "--recipe=fast")
+        again(ALL, copy, f"--overwrite {recipe}")
+        unbroken = what_is_there()
+        for first, lost, then in ((1, ["loss.csv", "model.pkl"], "--workers=2"), (2, [], "--cache_gb=0 --save_every=1"),
+                                  (3, ["model.pkl", "resume.pkl"], "")):
+            shutil.rmtree(saved)
+            shutil.rmtree(result)
+            again(ALL, copy, f"--epoch={first} {recipe} --workers={2 if first == 2 else 0}")
+            assert first == 3 or what_is_there()[0] != unbroken[0]
+            for name in lost:
+                (saved / name).unlink()
+            said = again(ALL, copy, f"{then} {recipe}")
+            assert first == 3 or f"goes on after epoch {first} of result_all/Rain100L/resume.pkl" in said.stderr
+            assert f"{3 if first == 3 else 3 - first} epochs in" in said.stdout and what_is_there() == unbroken
+
+
+def test_progress_that_is_none(copy):
+    """Damaged, of something else, or of more epochs: one line, and nothing is touched."""
+    path = copy / "result_all/Rain100L/resume.pkl"
+    good = torch.load(path, weights_only=True)
+    state = good["optimizer"]["state"]
+    flat = {**state, 0: {**state[0], "exp_avg": torch.zeros(3)}}
+    for content, words in ((None, "damaged, or not a checkpoint"), (good | {"optimizer": {}}, "not the progress of such a"),
+                           (good | {"losses": [("x", 1)]}, "not the progress of such a training"),
+                           (good | {"model": {}}, "its weights cannot be used in a DnCNN"),
+                           (good | {"optimizer": {**good["optimizer"], "state": flat}}, "not the progress of such a training"),
+                           (good | {"losses": [(0.5, 1.0)] * 9}, "has 9 epochs, more than --epoch=3")):
+        if content:
+            torch.save(content, path)
+        else:
+            path.write_bytes(path.read_bytes()[:5000])
+        before = files(copy)
+        line = complaint(again(ALL, copy, ok=False), "sdrl_all.py: result_all/Rain100L/resume.pkl: ", words)
+        assert files(copy) == before and ("--overwrite" in line or "weights" in words)
+
+
+# ---- killed, stopped, disks that are full
+
+
+def repeat(folder, how, times, command, flags=""):
+    """Run tests/killing.py, which checks what each of so many runs that are ended leaves."""
+    outputs = ",".join([*PLACES[command], *[f"{DATA}/ldgp"] * (command == ONLINE)])
+    if command == ONLINE:
+        shutil.rmtree(folder / DATA / "ldgp")
+    for place in outputs.split(","):
+        shutil.rmtree(folder / place, ignore_errors=True)
+    words = shlex.split(f"{command} {SHORT[command]} {flags}")[1:]
+    done = subprocess.run([sys.executable, ROOT / "tests/killing.py", how, str(times), outputs, *words], cwd=folder,
+                          env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("command, how, flags", [(LDGP, "KILL", ""), (SDR, "KILL", ""), (SDR, "INT", ""), (LDGP, "TERM", ""),
+                                                 (ONLINE, "KILL", "--recipe=fast --steps=0")])
+def test_ended_at_random_moments(copy, command, how, flags):
+    repeat(copy, how, 6, command, flags)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["KILL", "INT", "TERM"])
+@each_stage
+def test_ended_at_random_moments_fifty_times(copy, command, how):
+    if command == TEST:
+        shutil.move(copy / "result_all/Rain100L/model.pkl", copy / "model.pkl")
+    repeat(copy, how, 50, command, {ALL: "--save_every=1", TEST: "--model_path=model.pkl"}.get(command, ""))
+
+
+def test_control_c_while_workers_prepare_crops(copy):
+    """The terminal sends it to the workers as well; none of them shows a traceback, and none stays."""
+    words = shlex.split(f"{ALL} {SHORT[ALL]} --workers=2 --epoch=100000 --save_every=1 --model_save_dir=elsewhere")[2:]
+    process = subprocess.Popen([sys.executable, ROOT / "sdrl_all.py", *words], cwd=copy, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, **ONE_THREAD}, start_new_session=True)
+    until = time.monotonic() + PATIENCE
+    while not (copy / "elsewhere/resume.pkl").exists() and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=PATIENCE)[1]
+    again_words = "what is written is whole, and the same command goes on from there"
+    assert process.returncode == 130 and said.splitlines()[-1] == f"sdrl_all.py: stopped; {again_words}", said
+    assert "Traceback" not in said
+
+
+def failing(patch, number, code=errno.ENOSPC):
+    """Let the number-th write or rename, and all after it, fail as on a full disk; a write leaves half its bytes."""
+    calls = []
+    for name in ("write_bytes", "replace", "rename"):
+        def fail(path, what, honest=getattr(Path, name)):
+            calls.append(path)
+            if len(calls) < number:
+                return honest(path, what)
+            if isinstance(what, bytes):
+                honest(path, what[: len(what) // 2])
+            raise OSError(code, os.strerror(code), str(path))
+
+        patch.setattr(Path, name, fail)
+    return calls
+
+
+@each_stage
+def test_a_disk_that_fills_at_every_write(done, command):
+    """One line whichever write it is; what was done before is whole, and the same command ends the work."""
+    folder = done(command)
+    expected = results(folder, command)
+    network = (folder / "result_all/Rain100L/model.pkl").read_bytes()
+    number, failed = 0, True
+    while failed:
+        for place in PLACES[command]:
+            shutil.rmtree(folder / place, ignore_errors=True)
+        if command == TEST:
+            (folder / "result_all/Rain100L/model.pkl").write_bytes(network)
+        number += 1 if command in (LDGP, SDR, TEST) else 3
+        with pytest.MonkeyPatch.context() as patch:
+            calls = failing(patch, number)
+            said = again(command, folder, ok=None)
+        failed = len(calls) >= number
+        if failed:
+            complaint(said, "No space left on device; what is written is whole, and the same command goes on from there")
+        left = results(folder, command)
+        assert all(expected[name] == data for name, data in left.items() if name.endswith("png"))
+        again(command, folder)
+        assert {name: data for name, data in results(folder, command).items() if name.endswith("png")} == {
+            name: data for name, data in expected.items() if name.endswith("png")}
+    assert number > 3 and not earlier(folder)
+
+
+def test_a_write_that_fails_leaves_the_old_files(tmp_path):
+    write_bytes(tmp_path / "x.png", b"old")
+    write_references([photograph(8, 8, n) for n in range(3)], tmp_path / "x")
+    before = files(tmp_path)
+    for number in (1, 2):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="x.png"):
+            failing(patch, number)
+            write_bytes(tmp_path / "x.png", b"new")
+        assert files(tmp_path) == before
+
+    def broken():
+        yield photograph(8, 8, 9)
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        write_references(broken(), tmp_path / "x")
+    assert files(tmp_path) == before and len(before) == 4
+    write_references([photograph(8, 8, 4)], tmp_path / "x")
+    assert set(files(tmp_path)) == {"x.png", "x/0.png"}
+
+
+def test_a_name_that_the_disk_refuses_fails_alone(copy, monkeypatch):
+    def refuse(path, data, write=Path.write_bytes):
+        if "rue" in path.name:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    said = stage(LDGP, "--overwrite", copy, ok=False)
+    complaint(said, f"failed: {DATA}/input/rue.png: File name too long")
+    assert "2 images, 1 failed" in said.stdout and set(files(copy / DATA / "ldgp")) == {"lac.png"}
+
+
+# ---- two at once
+
+
+def test_two_processes_on_one_folder_share_the_work(tmp_path):
+    """Each photograph is made once, and the bytes are those of one process."""
+    place = data_set(tmp_path, **{f"p{n}": photograph(36, 44, n) for n in range(12)})
+    stage(LDGP, "", tmp_path)
+    stage(SDR, "--sdr_num=20", tmp_path)
+    expected = {part: files(place / part) for part in ("sdr", "sdr(fuse)")}
+    for part in expected:
+        shutil.rmtree(place / part)
+    words = [sys.executable, str(ROOT / "sdr.py"), *shlex.split(f"{SDR} --sdr_num=20")[2:]]
+    started = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE,
+                                env={**os.environ, **ONE_THREAD}) for _ in range(2)]
+    made = []
+    for process in started:
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0 and out.startswith("sdr.py: 12 images, 0 failed, ") and "moved to" not in err, err
+        made += re.findall(r"sdr\.py: (p\d+)\.png", err)
+    assert sorted(made) == sorted(f"p{n}" for n in range(12))
+    assert {part: files(place / part) for part in expected} == expected
