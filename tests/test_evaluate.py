@@ -194,7 +194,7 @@ def test_the_published_rows_of_the_readme_are_those_on_file():
     known = rows(markdown(overview(published("Rain100L", keys, 40), columns(keys))))
     shown = rows((ROOT / "README.md").read_text().partition("<!-- table: ")[2].partition("<!-- /table -->")[0])
     first = next((number for number, row in enumerate(shown) if row[1].endswith(":")), len(shown))  # our own are above it
-    assert all(row in known for row in shown[first:])
+    assert len(shown[first:]) > 5 and all(row in known for row in shown[first:])
 
 
 @pytest.mark.parametrize("stem, expected", [("901_3", "901"), ("902_3", "902_3"), ("5", "5"), ("7_1", "7_1"), ("1_2", "1"),
