@@ -128,12 +128,12 @@ def take_off_learnt(model, rainy, fused, recipe=FAST, scale=1):
     Of what the network changes only what rain can have made counts, the same light in all channels. Where it takes off next to
     nothing it has learnt nothing, and only the guided samples count. Parameters as of `derain_by_own_rain`.
     """
-    small = shrink(rainy, scale)
-    found = light_between(small, shrink(np.rint(fused).astype(np.uint8), scale))
+    small, scene = shrink(rainy, scale), shrink(np.rint(fused).astype(np.uint8), scale)
+    found = np.maximum(small - scene.astype(np.float32), 0)  # of each channel, as one that was cut off at 255 lost less light
     output = infer(model, small, recipe.tile_size, recipe.amp).cpu()
     learnt = 255 * (uint8_to_tensor(small) - output).amin(dim=1)[0].clamp(min=0).numpy()
-    trust = TRUST if learnt.mean() > LEARNT * found.mean() else 0
-    return take_off(rainy, trust * learnt + (1 - trust) * found)
+    trust = TRUST if learnt.mean() > LEARNT * light_between(small, scene).mean() else 0
+    return take_off(rainy, trust * learnt[..., None] + (1 - trust) * found)
 
 
 def light_between(rainy, derained):

@@ -402,3 +402,10 @@ def test_test_all_on_checkpoints_of_others(copy):
     torch.save({"model": {**weights, name: -torch.ones_like(weights[name])}, "backbone": "DnCNN"}, path)
     lines = complaints(stage(TEST, "--overwrite", copy, ok=False))
     assert len(lines) == 2 and all("the network's output is not finite" in line for line in lines)
+
+
+def test_a_channel_that_was_cut_off_keeps_its_own_light():
+    rainy = np.full((40, 40, 3), (255, 200, 180), np.uint8)
+    fused = rainy.astype(np.float32) - (10, 30, 30)
+    model = sdrl.fresh_model("Unet", recipe=FAST)  # the identity: it has learnt nothing
+    assert np.array_equal(sdrl.take_off_learnt(model, rainy, fused), fused)

@@ -218,13 +218,14 @@ def shrink(image, scale):
 
 
 def take_off(image, light):
-    """An image (H, W, 3) uint8 less the same light in all channels, as far as it goes.
+    """An image (H, W, 3) uint8 less light, as far as it goes.
 
-    light: (H, W) float32, grey levels, or of a smaller photograph of the same: it is enlarged, and the image keeps its details.
+    light: (H, W, 3) float32, grey levels, or of a smaller photograph of the same: it is enlarged, and the image keeps its
+    details.
     """
-    if light.shape != image.shape[:2]:
+    if light.shape != image.shape:
         light = cv2.resize(light, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-    return image - np.minimum(image, np.rint(light).clip(0, 255).astype(np.uint8)[..., None])
+    return image - np.minimum(image, np.rint(light).clip(0, 255).astype(np.uint8))
 
 
 def uint8_to_tensor(image, device=None):
