@@ -222,12 +222,6 @@ def thin_scale(image):
     return max(scale for scale in scales if amounts[scale] >= max(amounts.values()) / 2)
 
 
-def find_rain(image):
-    """The scale of `thin_scale` and, at that scale, the direction of `rain_direction`."""
-    scale = thin_scale(image)
-    return scale, rain_direction(shrink(image, scale))
-
-
 def chroma_weight(turned):
     """How freely the scene's brightness may change from a pixel to its right neighbour: w = exp(-|change of C| / 8).
 
@@ -376,7 +370,7 @@ def rain_layer(image, direction=None, scale=None):
     return np.minimum(np.rint(layer).clip(0, 255).astype(np.uint8), most.astype(np.uint8))
 
 
-def find_rain_in(image, recipe="paper", patch_size=80, kernel_size=10, true_cells=False):
+def find_rain(image, recipe="paper", patch_size=80, kernel_size=10, true_cells=False):
     """The mask of the paper's recipe, or the layer of the fast one: see `rain_mask` and `rain_layer`."""
     return rain_layer(image) if recipe == "fast" else rain_mask(image, patch_size, kernel_size, not true_cells)
 
@@ -397,7 +391,7 @@ def main(args):
     def work(path, progress):
         image = read_image(path)
         try:
-            rain = find_rain_in(image, **settings)
+            rain = find_rain(image, **settings)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
         results.write(path, png_bytes(rain))

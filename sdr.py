@@ -15,7 +15,8 @@ import numpy as np
 
 from ldgp import thin_scale
 from utils import run
-from utils.image import PNG_FAST, check_image, check_size, companion, list_images, png_bytes, read_image, read_mask, shrink
+from utils.image import (PNG_FAST, ImageError, check_image, check_size, companion, list_images, png_bytes, read_image,
+                         read_mask, shrink)
 from utils.results import Results, check_made_for
 
 CHUNK = 1 << 20  # weights held at once, about: photographs are worked on in strips
@@ -343,12 +344,19 @@ def nss_options(args):
     return {"K": args.K, "k": args.k, "pow": args.pow, "threshold": args.threshold}
 
 
+def sampler_for(image, mask, mask_path, args):
+    """The `Sampler` of a mask file and parsed flags. Raises ImageError, which names the file, where the mask cannot be used."""
+    try:
+        return Sampler(image, mask, **nss_options(args))
+    except ValueError as error:
+        raise ImageError(f"{mask_path}: {error}") from None
+
+
 def main(args):
     fast, source = args.recipe == "fast", Path(args.input_path or "./dataset/Rain100L/input/")
     masks_path, save_path, fuse_save_path = (Path(given or source.parent / name) for given, name in (
         (args.ldgp_path, "ldgp"), (args.save_path, "sdr"), (args.fuse_save_path, "sdr(fuse)")))
-    hint = (f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}"'
-            + " --recipe=fast" * fast)
+    hint = f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}" --recipe={args.recipe}'
     images = list_images(source, "put the photographs there, or name their folder with --input_path")
     masks = list_images(masks_path, hint)
     check_made_for(masks_path, source, args.recipe, hint)
@@ -366,7 +374,7 @@ def main(args):
         image, mask_path = read_image(path), sources(path)[1]
         mask = read_mask(mask_path)
         check_size(mask, mask_path, image, path)
-        sampler = ScaledSampler(image, mask, thin_scale(image)) if fast else Sampler(image, mask, **nss_options(args))
+        sampler = ScaledSampler(image, mask, thin_scale(image)) if fast else sampler_for(image, mask, mask_path, args)
         mean = write_references(sampler.references(args.sdr_num, args.seed, args.independent), references.path(path))
         fused.write(path, png_bytes(sampler.fused() if fast else mean))  # last: the mark that all is done
 

@@ -149,7 +149,7 @@ def own_rain(scene, rain, recipe=FAST):
     """
     random = np.random.default_rng(recipe.seed)
     rain = torch.where(rain > FAINTEST / 255, rain, 0)[None, None]
-    layers = min(max(round(DENSITY / 255 / max(float(rain.mean()), 1e-6)), 1), 4)
+    layers = overlays(255 * float(rain.mean()))
     shape, crop_size = scene.shape[2:], recipe.crop_size or max(scene.shape)
     while True:
         scenes, rains = [], []
@@ -162,16 +162,21 @@ def own_rain(scene, rain, recipe=FAST):
         yield (y + torch.cat(rains)).clamp(max=1), y
 
 
+def overlays(mean):
+    """How often rain of this mean, in grey levels, is laid over itself to make rain that teaches something: 1 to 4."""
+    return min(max(round(DENSITY / max(mean, 1e-3)), 1), 4)
+
+
 def crop_window(shape, size, random):
     """The index (..., rows, columns) of a random square of an image of this shape (H, W); as much as there is of it."""
     top, left = (int(random.integers(max(side - size, 0) + 1)) for side in shape)
     return ..., slice(top, top + size), slice(left, left + size)
 
 
-def fit(model, pairs, optimizer, loss, recipe=PAPER, report=None):
+def fit(model, pairs, optimizer, criterion, recipe=PAPER, report=None):
     """Train a network on pairs (x, y) of (N, 3, h, w) tensors on its device, a step each: the loop of all recipes.
 
-    loss: a function of (f(x), y). Returns the trained network, or the one of the mean weights.
+    criterion: the loss as a function of (f(x), y). Returns the trained network, or the one of the mean weights.
     Raises FloatingPointError where a loss is NaN or infinite.
     """
     device = model_device(model)
@@ -183,19 +188,20 @@ def fit(model, pairs, optimizer, loss, recipe=PAPER, report=None):
         optimizer.zero_grad(set_to_none=True)
         with autocast():
             output = model(x)
-        error = loss(output.float(), y)
-        scaler.scale(error).backward()
+        loss = criterion(output.float(), y)
+        scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         if mean:
             mean.update_parameters(model)
         if report:
-            report(error.detach())
-        finite &= error.detach().isfinite()
+            report(loss.detach())
+        finite &= loss.detach().isfinite()
         if step % 100 == 0 and not finite:  # a GPU has to wait for the answer
             break
     if not finite:
-        raise FloatingPointError("the loss became NaN or infinite; use a smaller --lr" + " or leave out --amp" * recipe.amp)
+        amp = " or leave out --amp" if recipe.amp else ""
+        raise FloatingPointError(f"the loss became NaN or infinite; use a smaller --lr{amp}")
     return mean.module if mean else model
 
 
@@ -216,6 +222,12 @@ def read_references(folder, rainy, image_path, hint):
         check_size(reference, path, rainy, image_path)
         references[place] = reference
     return references
+
+
+def how_to_make_references(data, references_path, recipe):
+    """What to run where references of a data set are missing or of another run."""
+    return (f'run sdr.py first: python sdr.py --recipe={recipe} --input_path="{data / "input"}" --ldgp_path="{data / "ldgp"}" '
+            f'--save_path="{references_path}" --fuse_save_path="{data / "sdr(fuse)"}"')
 
 
 def add_flags(parser):
@@ -256,8 +268,7 @@ def main(args):
     device, recipe, fast = run.device(args.device), recipe_of(args), args.recipe == "fast"
     data = Path(args.rainy_data_path)
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
-    hint = (f'run sdr.py first: python sdr.py{" --recipe=fast" if fast else ""} --input_path="{source}" '
-            f'--ldgp_path="{data / "ldgp"}" --save_path="{references_path}" --fuse_save_path="{data / "sdr(fuse)"}"')
+    hint = how_to_make_references(data, references_path, args.recipe)
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
     check_made_for(references_path, source, args.recipe, hint)
     settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}

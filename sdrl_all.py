@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from sdrl import DENSITY, FACTORS, FAINTEST, Recipe, averaged, crop_window, fresh_model, light_between
+from sdrl import FACTORS, FAINTEST, Recipe, averaged, crop_window, fresh_model, how_to_make_references, light_between, overlays
 from test_all import derain_with
 from utils import checkpoint, run
 from utils.image import ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, write_bytes
-from utils.inference import mixed_precision
+from utils.inference import mixed_precision, model_device
 from utils.results import Results, check_made_for
 
 AVERAGE = 0.999  # fast: decay of the mean that is taken of recent weights
@@ -79,7 +79,7 @@ class OwnRain(Crops):
         random = np.random.default_rng((self.seed, epoch, index))
         scene, = self.crop([self.known(index)[0]], random)
         rain, total = self.known(int(random.integers(len(self))))[1], 0
-        for _ in range(min(max(round(DENSITY / max(rain.mean(), 0.01)), 1), 4)):  # sparse rain is laid over itself
+        for _ in range(overlays(rain.mean())):
             square, = self.crop([rain], random)
             total += (square[::-1] if random.random() < 0.5 else square) * random.uniform(*FACTORS)
         rainy = np.minimum(scene + total, 255).astype(np.uint8)
@@ -134,12 +134,36 @@ def restore(path, model, mean, optimizer):
         raise ImageError(f"{path}: not the progress of such a training ({detail}); start anew with --overwrite") from None
 
 
+def train_epoch(model, loader, optimizer, criterion, precision, mean=None):
+    """One pass over batches (N, 2, h, w, 3) uint8 BGR of pairs; returns the sum of their losses, a tensor on the device.
+
+    criterion: the loss as a function of (f(x), y). precision: as from `mixed_precision`. mean: of the weights, kept up to date.
+    """
+    (autocast, scaler), device = precision, model_device(model)
+    model.train()
+    total = torch.zeros((), device=device)
+    for batch in loader:
+        batch = batch.to(device, non_blocking=True)
+        rainy, reference = (batch[:, n].flip(-1).permute(0, 3, 1, 2).float() / 255 for n in (0, 1))
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            output = model(rainy)
+        loss = criterion(output.float(), reference)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if mean:
+            mean.update_parameters(getattr(model, "module", model))  # not the wrapper of several processes
+        total += loss.detach()
+    return total
+
+
 def main(args):
     (rank, world), device, fast = run.ranks(), run.device(args.device), args.recipe == "fast"
     data = Path(args.rainy_data_path)
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
     folder = Path(args.model_save_dir or f"./result_all/{Path(os.path.realpath(data)).name}")
-    hint = f'run sdr.py first: python sdr.py --input_path="{source}"' + " --recipe=fast" * fast
+    hint = how_to_make_references(data, references_path, args.recipe)
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
     check_made_for(references_path, source, args.recipe, hint)
     pairs, failed = gather_images(images, references_path, hint)
@@ -159,7 +183,7 @@ def main(args):
         networks.prepare([resume, network])
     run.wait_for_ranks()
 
-    recipe = Recipe(args.epoch, 0, args.lr, identity, AVERAGE * fast, args.crop_size, args.batch_size, args.seed,
+    recipe = Recipe(args.epoch, 0, args.lr, identity, AVERAGE if fast else 0, args.crop_size, args.batch_size, args.seed,
                     args.tile_size, args.amp)
     model = fresh_model(args.backbone, device, recipe)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
@@ -174,7 +198,8 @@ def main(args):
     order = Order(crops, world, rank, seed=args.seed)
     loader = DataLoader(crops, max(args.batch_size // world, 1), sampler=order, num_workers=args.workers,
                         pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
-    (autocast, scaler), trained = mixed_precision(device, args.amp), DistributedDataParallel(model) if world > 1 else model
+    trained, criterion = DistributedDataParallel(model) if world > 1 else model, F.l1_loss if fast else F.mse_loss
+    precision = mixed_precision(device, args.amp)
     began, progress = time.perf_counter(), run.Progress("sdrl_all.py", 1, "epoch", shown=rank == 0)
     progress.begin(network)
     progress.reset(args.epoch, done=first)
@@ -182,27 +207,13 @@ def main(args):
         order.set_epoch(epoch)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * 0.5 ** (epoch // args.lr_steps if args.lr_steps else 0)
-        model.train()
-        total = torch.zeros((), device=device)
-        for batch in loader:
-            batch = batch.to(device, non_blocking=True)
-            rainy, reference = (batch[:, n].flip(-1).permute(0, 3, 1, 2).float() / 255 for n in (0, 1))
-            optimizer.zero_grad(set_to_none=True)
-            with autocast():
-                output = trained(rainy)
-            loss = (F.l1_loss if fast else F.mse_loss)(output.float(), reference)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            if mean:
-                mean.update_parameters(model)
-            total += loss.detach()
+        total = train_epoch(trained, loader, optimizer, criterion, precision, mean)
         if world > 1:
             dist.all_reduce(total)
         losses.append((float(total) / len(loader) / world, time.perf_counter() - began))
         if not math.isfinite(losses[-1][0]):
             raise ImageError(f"{network}: left as it was, since the loss became NaN or infinite in epoch {epoch + 1}; use a "
-                             "smaller --lr" + " or leave out --amp" * args.amp)
+                             f"smaller --lr{' or leave out --amp' if args.amp else ''}")
         progress.step(losses[-1][0])
         if rank == 0 and ((epoch + 1) % args.save_every == 0 or epoch + 1 == args.epoch):
             about = {"recipe": args.recipe, "backbone": args.backbone, "identity": identity, "epoch": epoch + 1}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ldgp import find_rain_in, rain_layer, remark, thin_scale
-from sdr import Sampler, ScaledSampler, add_nss_flags, nss_options
+from ldgp import find_rain, rain_layer, remark, thin_scale
+from sdr import Sampler, ScaledSampler, add_nss_flags, nss_options, sampler_for
 from sdrl import FASTER, PAPER, add_flags, derain_by_own_rain, fresh_model, learn_references, recipe_for, recipe_of
 from utils import run
 from utils.image import (ImageError, check_image, check_size, list_images, photograph_bytes, png_bytes, read_mask,
@@ -74,8 +74,7 @@ def main(args):
     data = Path(args.rainy_data_path)
     source, masks_path = data / "input", Path(args.ldgp_path or data / "ldgp")
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
-    hint = (f'run ldgp.py first: python ldgp.py{" --recipe=fast" if fast else ""} --input_path="{source}" '
-            f'--save_path="{masks_path}"')
+    hint = f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}" --recipe={args.recipe}'
     check_made_for(masks_path, source, args.recipe, hint)
     masks = list_images(masks_path, optional=True)
     how = {"recipe": "fast"} if fast else {"recipe": "paper", **MASKS}
@@ -95,9 +94,11 @@ def main(args):
         if path.stem in masks:
             mask = read_mask(masks[path.stem])
             check_size(mask, masks[path.stem], rainy, path)
+            if not fast:
+                sampler_for(rainy, mask, masks[path.stem], args)  # says so where it cannot be used
             return mask
         try:
-            mask = find_rain_in(rainy, **how)
+            mask = find_rain(rainy, **how)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
         if can_write:

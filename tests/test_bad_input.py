@@ -153,6 +153,13 @@ def test_a_mask_or_a_reference_of_another_size_or_none(copy, command, folder):
         assert set(files(copy / PLACES[command][-1])) == {"lac.png"}
 
 
+@pytest.mark.parametrize("command", [SDR, ONLINE])
+def test_a_mask_of_0_and_1_is_one_line(copy, command):
+    write_png(copy / DATA / "ldgp/rue.png", np.ones((40, 56), np.uint8))
+    done = stage(command, f"{SHORT[command]} --overwrite", copy, ok=False)
+    complaint(done, f"failed: {DATA}/ldgp/rue.png: the mask is 0 and 1; multiply it by 255")
+
+
 @pytest.mark.parametrize("command, folder", [(SDR, "ldgp"), (ONLINE, "ldgp"), (SDRL, "sdr"), (ALL, "sdr")])
 def test_what_was_made_for_something_else_is_not_used(copy, command, folder):
     """By the other recipe, or from another data set's photographs of the same names; the command shown makes what is right."""

@@ -9,7 +9,8 @@ from test_rain import inside, rainy_photograph
 @pytest.fixture
 def data(tmp_path):
     (tmp_path / "input").mkdir()
-    (tmp_path / "input/rue.png").write_bytes(png_bytes(rainy_photograph(48, 64, 1)))
+    for seed, name in enumerate(("rue", "wall"), 1):
+        (tmp_path / f"input/{name}.png").write_bytes(png_bytes(rainy_photograph(48, 64, seed)))
     return tmp_path
 
 
@@ -21,7 +22,7 @@ def rows_of(done):
 
 @pytest.mark.parametrize("stage, shown", [("ldgp", "rain layer, with its scale and direction"), ("sdr", "NSS, 50 references")])
 def test_a_stage_is_measured_and_so_is_its_growth(script, data, stage, shown):  # in a process of its own: it keeps to a core
-    done = script("-m", "utils.benchmark", stage, "--data_path", data, "--repeats=1", "--megapixels", 0.01, 0.02)
+    done = script("-m", "utils.benchmark", stage, "--data_path", data, "--repeats=1", "--limit=1", "--megapixels", 0.01, 0.02)
     rows = rows_of(done)
     assert len(rows[shown]) == 3 and rows[shown][2].startswith("pixels to the power ")  # the second table's row comes last
     assert rows["megapixels (rue.png)"][:2] == ["0.01", "0.02"] and all("s" in cell for cell in rows[shown][:2])
@@ -31,6 +32,8 @@ def test_a_stage_is_measured_and_so_is_its_growth(script, data, stage, shown):  
 def test_a_step_of_learning_is_measured_by_recipe(data):
     rows = rows_of(inside("utils.benchmark", "sdrl", "--data_path", data, "--steps=2", "--device=cpu"))
     assert {name: cells[1] for name, cells in rows.items() if "Unet" in name} == {"paper, Unet": "5000", "fast, Unet": "750"}
+    rows = rows_of(inside("utils.benchmark", "sdrl", "--data_path", data, "--steps=1", "--recipe=fast", "--backbone=Restormer"))
+    assert [(name, cells[1]) for name, cells in rows.items() if "Restormer" in name] == [("fast, Restormer", "150")]
 
 
 def test_a_missing_data_set_is_one_line(tmp_path):

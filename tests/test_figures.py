@@ -96,7 +96,8 @@ def test_a_figure_shows_what_it_says(dataset, figure, shown):
 
 
 def test_figures_makes_the_two_pictures_of_the_readme(dataset):
-    figures(dataset)
+    figures(dataset, "--width=150")
+    assert all(read_image(path).shape[1] <= 150 for path in (dataset / "img").iterdir())
     assert sorted(path.name for path in (dataset / "img").iterdir()) == ["before_after.png", "masks.png"]
 
 

@@ -68,22 +68,22 @@ def test_rain_only_brightens_and_is_cut_off_at_255():
     before, rainy = image.copy(), add_rain(image, 5)
     assert rainy.shape == image.shape and rainy.dtype == np.uint8
     assert np.array_equal(image, before)
-    assert np.array_equal(rainy, np.minimum(255, image.astype(int) + rain_layer(50, 70, 5)[..., None]))
+    assert np.array_equal(rainy, np.minimum(255, image.astype(int) + rain_layer((50, 70), 5)[..., None]))
     assert (rainy > image).mean() > 0.1
 
 
 def test_rain_follows_from_its_seed():
-    assert np.array_equal(rain_layer(40, 60, 1), rain_layer(40, 60, 1))
-    assert not np.array_equal(rain_layer(40, 60, 1), rain_layer(40, 60, 2))
-    assert not rain_layer(40, 60, 1, density=0).any()
+    assert np.array_equal(rain_layer((40, 60), 1), rain_layer((40, 60), 1))
+    assert not np.array_equal(rain_layer((40, 60), 1), rain_layer((40, 60), 2))
+    assert not rain_layer((40, 60), 1, density=0).any()
     state = np.random.get_state()[1].copy()
-    rain_layer(40, 60, 1)
+    rain_layer((40, 60), 1)
     assert np.array_equal(np.random.get_state()[1], state)  # the caller's random numbers are left alone
 
 
 @pytest.mark.parametrize("tilt", [-30, -10, 0, 10, 30])
 def test_streaks_lie_along_the_tilt(tilt):
-    layer = rain_layer(200, 200, 1, tilt=tilt, density=1, spread=0).astype(float)
+    layer = rain_layer((200, 200), 1, tilt=tilt, density=1, spread=0).astype(float)
     step = 12  # rows further down a streak, which lie this much to the left at a positive tilt:
     agreement = [np.sum(layer[:-step, 20:-20] * layer[step:, 20 + shift : 180 + shift]) for shift in range(-12, 13)]
     assert abs(np.argmax(agreement) - 12 - -step * np.tan(np.radians(tilt))) <= 1
@@ -92,7 +92,7 @@ def test_streaks_lie_along_the_tilt(tilt):
 @pytest.mark.parametrize("tilt", [-15, -5, 5, 15])
 def test_a_streak_has_its_length_thickness_and_brightness(tilt):
     options = {"length": (40, 40), "thickness": (3, 3), "brightness": (100, 100), "spread": 0}
-    layers = [rain_layer(120, 120, seed, tilt=tilt, density=1 / 14.4, **options) for seed in range(20)]  # a streak each
+    layers = [rain_layer((120, 120), seed, tilt=tilt, density=1 / 14.4, **options) for seed in range(20)]  # a streak each
     whole = [layer for layer in layers if not (layer[[0, -1]].any() or layer[:, [0, -1]].any())]
     assert len(whole) > 3
     for layer in whole:

@@ -23,6 +23,7 @@ from sdr import GuidedSampler, Sampler, sample_references
 from sdrl import derain, derain_by_own_rain, fresh_model, recipe_for
 from utils import run
 from utils.image import list_images, read_image
+from utils.tables import markdown
 
 MEGAPIXELS = [0.15, 0.6, 2.4, 9.6]  # the first is about what Rain100L has
 THRESHOLD = 10  # of NSS: what is above it in a mask is filled
@@ -56,14 +57,6 @@ WORK = {
         "guided samples, 50 references": lambda case: draw(GuidedSampler(case.image, case.layer)),
     },
 }
-
-
-def print_table(*rows):
-    """Print rows of text as a Markdown table, the first of them its head."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in (rows[0], ["-" * width for width in widths], *rows[1:]):
-        print(f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths))} |")
-    print(flush=True)
 
 
 def scaled(seconds):
@@ -103,7 +96,7 @@ def measure(work, cases, args):
     for name, taken in times.items():
         low, middle, high = map(scaled, np.percentile(taken, [25, 50, 75]))
         rows.append([name, middle, f"{low} to {high}"])
-    print_table(["a photograph, one core", "median", "quartiles"], *rows)
+    print(markdown([["a photograph, one core", "median", "quartiles"], *rows]), end="\n\n", flush=True)
 
     rows = []
     for name in (name for name in work if name != FROM_FILE and len(args.megapixels) > 1):
@@ -114,7 +107,7 @@ def measure(work, cases, args):
         power = np.polyfit(np.log(args.megapixels), np.log(grown), 1)[0]
         rows.append([name, *map(scaled, grown), f"pixels to the power {power:.2f}"])
     if rows:
-        print_table([f"megapixels ({cases[0].path.name})", *map(str, args.megapixels), "time grows as"], *rows)
+        print(markdown([[f"megapixels ({cases[0].path.name})", *map(str, args.megapixels), "time grows as"], *rows]))
 
 
 def measure_learning(case, args):
@@ -136,7 +129,7 @@ def measure_learning(case, args):
         step, steps = statistics.median(np.diff(times)), recipe.steps or 50 * recipe.epoch
         rows.append([f"{name}, {args.backbone}", scaled(step), str(steps), scaled(steps * step)])
     where = f"{case.image.shape[1]}x{case.image.shape[0]}, {device}, {torch.get_num_threads()} threads"
-    print_table([where, "a step", "steps", "all of them"], *rows)
+    print(markdown([[where, "a step", "steps", "all of them"], *rows]))
 
 
 def main(args):

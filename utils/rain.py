@@ -25,14 +25,14 @@ DEMO = {
 }
 
 
-def rain_layer(height, width, seed, tilt=10, density=3.0, length=(12, 60), thickness=(0.5, 1.8), brightness=(20, 170),
-               spread=2):
-    """Rain alone: (height, width) int64 of what each pixel gains, at least 0; streaks that cross add up.
+def rain_layer(shape, seed, tilt=10, density=3.0, length=(12, 60), thickness=(0.5, 1.8), brightness=(20, 170), spread=2):
+    """Rain alone: an array of this shape (height, width), int64, of what each pixel gains; streaks that cross add up.
 
     seed: 0 to 2**32 - 1. tilt: degrees from the vertical; at a positive tilt rain falls to the lower left. density: streaks
     for 1,000 pixels. length (at least 1), thickness (pixels) and brightness (grey levels): the least and the most of a
     streak; faint ones are more frequent. spread: whole degrees by which a streak's direction may differ from the tilt.
     """
+    height, width = shape
     random = np.random.RandomState(seed)  # its numbers are frozen across versions of NumPy
     reach = math.ceil(length[1] / 2 + thickness[1]) + 1
     layer = np.zeros((height + 2 * reach, width + 2 * reach), np.int64)
@@ -67,7 +67,7 @@ def add_rain(image, seed, **options):
     Raises ValueError for another shape or type.
     """
     check_image(image)
-    layer = rain_layer(*image.shape[:2], seed, **options)
+    layer = rain_layer(image.shape[:2], seed, **options)
     return np.minimum(image + layer[..., None], 255).astype(np.uint8)
 
 

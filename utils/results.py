@@ -93,9 +93,9 @@ class Results:
             for path in there:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         elif there and not found:
-            raise ImageError(f"{self.folder}: no {RUN} says what made {there[0].name}"
-                             f"{f' and {len(there) - 1} more' * (len(there) > 1)}; name another folder for the results, or "
-                             "replace what is there with --overwrite")
+            more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+            raise ImageError(f"{self.folder}: no {RUN} says what made {there[0].name}{more}; name another folder for the "
+                             "results, or replace what is there with --overwrite")
         elif found and found != self.run:
             ours = [path for path in self.folder.iterdir() if (path.suffix == self.suffix if self.suffix else path.is_dir())]
             self.set_aside([path for path in ours if not path.name.startswith(".") and not (path / RUN).exists()],
@@ -159,4 +159,4 @@ def difference(then, now):
         old = old if isinstance(old, dict) else {}
         words += [f"{dashes}{name} {str(old.get(name))[:40]}, now {str(new.get(name))[:40]}"
                   for name in dict.fromkeys((*new, *old)) if old.get(name) != new.get(name)]
-    return f"{'; '.join(words[:3])}{'; ...' * (len(words) > 3)}"
+    return "; ".join([*words[:3], "..."] if len(words) > 3 else words)

@@ -84,7 +84,7 @@ def add_inference_flags(parser):
 def start(main, parser):
     """Parse, run `main(args)` and leave with its exit code; an error of files or folders becomes one line and exit code 1."""
     args = parser.parse_args()
-    again = "; what is written is whole, and the same command goes on from there" * hasattr(args, "overwrite")
+    again = "; what is written is whole, and the same command goes on from there" if hasattr(args, "overwrite") else ""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the end that systems ask for is a Ctrl-C
     try:
         code = main(args)
@@ -217,7 +217,7 @@ def tell_unread(name, folders):
     for folder in folders:
         unread = unread_images(folder)
         if unread:
-            shown = ", ".join(unread[:5]) + ", ..." * (len(unread) > 5)
+            shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
             print(one_line(f"{name}: {folder}: {len(unread)} not read, make PNG or JPEG of them: {shown}"), file=sys.stderr)
 
 
