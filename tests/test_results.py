@@ -1,5 +1,6 @@
 """Results are whole or absent, done once, and of one run: the same command again, other commands, kills, full disks."""
 import errno
+import fcntl
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 
 from sdr import write_references
 from utils.image import read_image, write_bytes
+from utils.results import Results, alone_in
 
 from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PATIENCE, PLACES, ROOT, SDR, SDRL, SHORT, TEST, complaint,
                       complaints, data_set, each_stage, files, name_of, photograph, results, stage, write_png)
@@ -340,6 +343,29 @@ def test_a_name_that_the_disk_refuses_fails_alone(copy, monkeypatch):
 
 
 # ---- two at once
+
+
+def test_one_process_at_a_time_prepares_a_folder(tmp_path):
+    write_png(tmp_path / "input/rue.png", photograph(36, 44, 1))
+    results = Results("ldgp.py", tmp_path / "ldgp", {}, {"input": tmp_path / "input"})
+    (tmp_path / "ldgp").mkdir()
+    other = threading.Thread(target=results.prepare, args=([tmp_path / "input/rue.png"],))
+    with alone_in(tmp_path / "ldgp"):
+        other.start()
+        other.join(0.2)
+        assert other.is_alive() and not (tmp_path / "ldgp/run.json").exists()
+    other.join(PATIENCE)
+    assert (tmp_path / "ldgp/run.json").exists()
+
+
+def test_without_locks_every_process_does_the_work(copy, monkeypatch):
+    """Some file systems of clusters have none; that must not read as if another process were at every photograph."""
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert "2 images, 0 failed, 0." in stage(LDGP, "--overwrite", copy).stdout
 
 
 def test_two_processes_on_one_folder_share_the_work(tmp_path):

@@ -87,6 +87,11 @@ class Results:
         """
         self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.folder):
+            self.make_room(images)
+
+    def make_room(self, images):
+        """Let the folder hold this run's run.json, and of what is there only what this run may keep."""
         there = [self.path(image) for image in images if self.path(image).exists()]
         found = read_run(self.folder)
         if self.overwrite:
@@ -143,12 +148,28 @@ class Results:
         self.lock = self.lock or open(self.folder / RUN, "r+b")
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, zlib.crc32(image.stem.encode(errors="surrogateescape")))
-        except OSError:
+        except (BlockingIOError, PermissionError):  # what POSIX lets a lock that is taken answer
             return False
+        except OSError:  # a file system without locks: there, processes on one folder do not share the work
+            pass
         return True
 
     def write(self, image, data):
         write_bytes(self.path(image), data)
+
+
+@contextlib.contextmanager
+def alone_in(folder):
+    """Let one process at a time in here, where the file system has locks."""
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if fcntl:
+            os.close(handle)
 
 
 def difference(then, now):
