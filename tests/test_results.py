@@ -266,6 +266,18 @@ def test_control_c_while_workers_prepare_crops(copy):
     assert "Traceback" not in said
 
 
+def test_kill_ends_what_a_shell_has_put_in_the_background(copy):
+    """A shell without a terminal lets such processes ignore Ctrl-C; the plain kill of a system must end them none the less."""
+    words = shlex.split(f"{SDRL} --steps=100000 --backbone=DnCNN --overwrite")[2:]
+    process = subprocess.Popen([sys.executable, ROOT / "sdrl.py", *words], cwd=copy, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, **ONE_THREAD}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    until = time.monotonic() + PATIENCE
+    while list((copy / DATA / "result").glob("*.png")) and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.02)
+    process.terminate()
+    assert "sdrl.py: stopped; " in process.communicate(timeout=PATIENCE)[1] and process.returncode == 130
+
+
 def failing(patch, number, code=errno.ENOSPC):
     """Let the number-th write or rename, and all after it, fail as on a full disk; a write leaves half its bytes."""
     calls = []

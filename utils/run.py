@@ -85,7 +85,7 @@ def start(main, parser):
     """Parse, run `main(args)` and leave with its exit code; an error of files or folders becomes one line and exit code 1."""
     args = parser.parse_args()
     again = "; what is written is whole, and the same command goes on from there" if hasattr(args, "overwrite") else ""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the end that systems ask for is a Ctrl-C
+    signal.signal(signal.SIGTERM, stop)
     try:
         code = main(args)
         leave_ranks()
@@ -102,6 +102,11 @@ def start(main, parser):
         if os.environ.get("RANK", "0") == "0":
             print(f"{parser.prog}: stopped{again}", file=sys.stderr)
         sys.exit(130)
+
+
+def stop(*_):
+    """What systems ask a process to end by is a Ctrl-C, also for those in the background, whose shell has them ignore that."""
+    raise KeyboardInterrupt
 
 
 def each_image(images, work, results=(), unit="image", failed=0, unread=True):
