@@ -1,6 +1,6 @@
 """What the tests share: reference material beside the project, small photographs, and running a script as a user does.
 
-`stage` runs a command line inside this process, which spares the seconds that torch takes to start; `script` starts a
+`stage` and `inside` run a script within this process, which spares the seconds that torch takes to start; `script` starts a
 process. Both use one thread of the CPU, so that their digits can be compared.
 """
 import io
@@ -85,9 +85,8 @@ def from_shell(script, command, flags="", cwd=None, **options):
     return script(name, *words, cwd=cwd, env=ONE_THREAD, **options)
 
 
-def stage(command, flags="", cwd=None, ok=True):
-    """Run a command line, with more flags, within this process; returns what `script` returns."""
-    _, name, *words = shlex.split(f"{command} {flags}")
+def inside(name, *words, cwd=ROOT, ok=True):
+    """Run python <name>, or python -m <name>, within this process; returns what `script` returns. ok: None is either way."""
     out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
     with (pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err),
           warnings.catch_warnings(record=True) as shown):
@@ -95,11 +94,15 @@ def stage(command, flags="", cwd=None, ok=True):
         warnings.simplefilter("always", UserWarning)  # what a process of its own would show
         warnings.simplefilter("always", RuntimeWarning)
         patch.chdir(cwd)
-        patch.setattr(sys, "argv", [name, *words])
+        patch.setattr(sys, "argv", [name, *map(str, words)])
+        patch.delitem(sys.modules, name, raising=False)
         patch.setattr(torch.cuda, "is_available", lambda: False)
         torch.set_num_threads(1)
         try:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
+            if name.endswith(".py"):
+                runpy.run_path(str(ROOT / name), run_name="__main__")
+            else:
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
         except SystemExit as left:
             code = left.code
         finally:
@@ -110,6 +113,11 @@ def stage(command, flags="", cwd=None, ok=True):
     if ok is not None:
         assert (not code) == ok, f"{name} exit {code}\n{out.getvalue()}\n{text}"
     return subprocess.CompletedProcess([name, *words], code or 0, out.getvalue(), text)
+
+
+def stage(command, flags="", cwd=ROOT, ok=True):
+    """Run a command line, with more flags, within this process; returns what `script` returns."""
+    return inside(*shlex.split(f"{command} {flags}")[1:], cwd=cwd, ok=ok)
 
 
 def complaints(done):
@@ -125,6 +133,10 @@ def complaint(done, *words):
     for word in words:
         assert word in line, (word, line)
     return line
+
+
+def noise(seed, height=48, width=64, levels=256):
+    return np.random.default_rng(seed).integers(0, levels, (height, width, 3), dtype=np.uint8)
 
 
 def photograph(height, width, seed):

@@ -1,16 +1,13 @@
 """The benchmark runs and prints what it measured; how fast anything is, no test asserts."""
 import pytest
 
-from utils.image import png_bytes
-
-from test_rain import inside, rainy_photograph
+from conftest import inside, photograph, write_png
 
 
 @pytest.fixture
 def data(tmp_path):
-    (tmp_path / "input").mkdir()
     for seed, name in enumerate(("rue", "wall"), 1):
-        (tmp_path / f"input/{name}.png").write_bytes(png_bytes(rainy_photograph(48, 64, seed)))
+        write_png(tmp_path / f"input/{name}.png", photograph(48, 64, seed))
     return tmp_path
 
 

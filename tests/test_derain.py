@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from utils.image import png_bytes, read_image, read_mask
+from utils.image import read_image, read_mask
 
-from test_rain import inside, rainy_photograph
+from conftest import inside, photograph, write_png
 
 EXIF = Image.Exif()
 EXIF.update({0x0112: 6, 0x010F: "Maker"})  # to be turned upright by a quarter
@@ -15,7 +15,7 @@ KEPT = {"exif": EXIF, "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createPro
 
 
 def picture(height, width, seed, mode="RGB"):
-    image = Image.fromarray(rainy_photograph(height, width, seed)[..., ::-1])
+    image = Image.fromarray(photograph(height, width, seed)[..., ::-1])
     if mode.endswith("A"):
         image.putalpha(Image.linear_gradient("L").resize(image.size))
     return image.convert(mode)
@@ -88,7 +88,7 @@ def test_png_where_asked_for_and_what_was_written_before_is_no_photograph(folder
 
 
 def test_the_rain_is_shown_where_asked_for_and_none_is_said(folder):
-    (folder / "photos/wall.png").write_bytes(png_bytes(np.full((40, 40, 3), 120, np.uint8)))
+    write_png(folder / "photos/wall.png", np.full((40, 40, 3), 120, np.uint8))
     _, last = derain(folder, "photos/rue.png", "photos/wall.png", "--save_path=new/out", "--show_rain")
     assert last.startswith("2 images, 0 failed, ") and last.endswith("results in new/out; 1 of 2 photographs: no rain found")
     assert names(folder / "new/out") == ["rue_derained.png", "rue_rain.png", "wall_derained.png", "wall_rain.png"]

@@ -1,23 +1,19 @@
 """utils.evaluate and its tables: one method, several, published figures, what is missing, the scores of pyiqa."""
 import csv
-import io
 import re
-import runpy
-import subprocess
 import sys
 import types
-from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
 
 from utils.evaluate import named_folders, target_stem
-from utils.image import ImageError, png_bytes, read_image
+from utils.image import ImageError, read_image
 from utils.metrics import mean_scores, scores
 from utils.tables import PUBLISHED, Method, columns, markdown, overview, places, published
 
-from conftest import ROOT
-from test_metrics import near, noise
+from conftest import ROOT, inside, noise, write_png
+from test_metrics import near
 
 # A pyiqa whose scores are easily checked; of LPIPS it has no weights.
 STAND_IN = '''
@@ -33,11 +29,6 @@ def create_metric(name, device):
 '''
 
 
-def write_png(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_bytes(image))
-
-
 @pytest.fixture
 def folders(tmp_path):
     """Two photographs of "Rain100L", their clean ones, and the results of two methods, of which `good` is better."""
@@ -47,28 +38,6 @@ def folders(tmp_path):
             write_png(tmp_path / f"Rain100L/{name}/{stem}.png", near(target, 7, most))
         write_png(tmp_path / f"Rain100L/target/{stem}.png", target)
     return tmp_path / "Rain100L"
-
-
-def inside(name, *words, cwd=ROOT, ok=True):
-    """Run python -m <name>, or a script of that name, within this process: that spares the seconds that Python takes to start.
-
-    ok: whether it should end well; None: either way.
-    """
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(cwd)
-        patch.setattr(sys, "argv", [name, *map(str, words)])
-        patch.delitem(sys.modules, name, raising=False)
-        with pytest.raises(SystemExit) as left:
-            if name.endswith(".py"):
-                runpy.run_path(str(ROOT / name), run_name="__main__")
-            else:
-                runpy.run_module(name, run_name="__main__", alter_sys=True)
-    code, text = left.value.code, err.getvalue()
-    if isinstance(code, str):  # the interpreter prints what sys.exit is called with
-        code, text = 1, f"{text}{code}\n"
-    assert ok is None or (not code) == ok, f"{code}\n{out.getvalue()}\n{text}"
-    return subprocess.CompletedProcess(name, code, out.getvalue(), text)
 
 
 def evaluate(folders, *more, ok=True):

@@ -7,22 +7,13 @@ import pytest
 
 from ldgp import rain_layer, rain_mask
 from utils.figures import compare, grid, place_of_detail, resize
-from utils.image import ImageError, png_bytes, read_image
+from utils.image import ImageError, read_image
 
-from test_rain import inside
-
-
-def noise(seed, height=48, width=64):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+from conftest import inside, noise, write_png
 
 
 def in_colour(mask):
     return np.repeat(mask[..., None], 3, axis=2)
-
-
-def save(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_bytes(image))
 
 
 def test_a_grid_shows_the_images_unchanged_under_their_labels():
@@ -66,9 +57,9 @@ def dataset(tmp_path):
     """A data set that all stages have worked on, of two photographs of noise; one name has a dot in it."""
     for stem in ("a", "b.1"):
         for number, folder in enumerate(("input", "ldgp", "sdr(fuse)", "result")):
-            save(tmp_path / folder / f"{stem}.png", noise(number)[..., 0] if folder == "ldgp" else noise(number))
+            write_png(tmp_path / folder / f"{stem}.png", noise(number)[..., 0] if folder == "ldgp" else noise(number))
         for k in range(2):
-            save(tmp_path / "sdr" / stem / f"{k}.png", noise(10 + k))
+            write_png(tmp_path / "sdr" / stem / f"{k}.png", noise(10 + k))
     return tmp_path
 
 
@@ -152,7 +143,7 @@ def test_a_comparison_has_the_columns_that_there_are(dataset):
                          (["--result_path", dataset / "nowhere"], "no such folder; run: python sdrl.py")):
         done = figures(dataset, "--figure=comparison", *flags, ok=False)
         assert len(done.stderr.splitlines()) == 1 and words in done.stderr, done.stderr
-    save(dataset / "target/a.png", noise(0, 20, 20))
+    write_png(dataset / "target/a.png", noise(0, 20, 20))
     assert "20x20, but" in figures(dataset, "--figure=comparison", ok=False).stderr
 
 

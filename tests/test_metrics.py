@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from utils.image import ImageError, list_images, read_image
 from utils.metrics import PROTOCOLS, luma, mean_scores, psnr, rounded_luma, scores, ssim
 
-
-def noise(seed, height=24, width=31):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+from conftest import noise
 
 
 def near(image, seed, most=20):

@@ -1,12 +1,6 @@
 """The demo set comes out as it is committed, and its rain is rain: bright streaks in one direction that the method finds."""
-import runpy
-import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from fractions import Fraction
-from io import StringIO
 
-import cv2
 import numpy as np
 import pytest
 
@@ -16,27 +10,7 @@ from utils.image import list_images, read_image
 from utils.metrics import psnr, ssim
 from utils.rain import DEMO, add_rain, demo_pair, rain_layer, shrink
 
-from conftest import ROOT
-
-
-def inside(module, *words, cwd=ROOT, ok=True):
-    """Run python -m <module> within this process, which spares the seconds that Python takes to start; as `script`."""
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(cwd)
-        patch.setattr(sys, "argv", [module, *map(str, words)])
-        patch.delitem(sys.modules, module, raising=False)
-        with pytest.raises(SystemExit) as left:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-    text = err.getvalue() + (f"{left.value.code}\n" if isinstance(left.value.code, str) else "")
-    assert not left.value.code == ok, f"{left.value.code}\n{out.getvalue()}\n{text}"
-    return subprocess.CompletedProcess(module, 1 if isinstance(left.value.code, str) else left.value.code, out.getvalue(), text)
-
-
-def rainy_photograph(height, width, seed):
-    """A blurred scene with rain streaks, (height, width, 3) uint8 BGR."""
-    scene = np.random.default_rng(seed).integers(40, 180, (4, 5, 3), dtype=np.uint8)
-    return add_rain(cv2.resize(scene, (width, height), interpolation=cv2.INTER_CUBIC), seed, density=8)
+from conftest import ROOT, inside, noise
 
 
 def test_the_demo_set_made_again_is_the_one_committed(tmp_path):
@@ -64,11 +38,11 @@ def test_the_method_finds_the_rain_of_the_demo_set(name):
 
 
 def test_rain_only_brightens_and_is_cut_off_at_255():
-    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    image = noise(0)
     before, rainy = image.copy(), add_rain(image, 5)
     assert rainy.shape == image.shape and rainy.dtype == np.uint8
     assert np.array_equal(image, before)
-    assert np.array_equal(rainy, np.minimum(255, image.astype(int) + rain_layer((50, 70), 5)[..., None]))
+    assert np.array_equal(rainy, np.minimum(255, image.astype(int) + rain_layer((48, 64), 5)[..., None]))
     assert (rainy > image).mean() > 0.1
 
 
@@ -103,7 +77,7 @@ def test_a_streak_has_its_length_thickness_and_brightness(tilt):
 
 @pytest.mark.parametrize("numerator, denominator", [(1, 2), (2, 3), (5, 8), (1, 1)])
 def test_shrinking_is_the_mean_over_the_area(numerator, denominator):
-    image = np.random.default_rng(1).integers(0, 256, (2 * denominator, 3 * denominator, 3), dtype=np.uint8)
+    image = noise(1, 2 * denominator, 3 * denominator)
     small = shrink(image, numerator, denominator)
     ratio = Fraction(denominator, numerator)
 

@@ -3,26 +3,16 @@ import csv
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from utils.image import read_image
 from utils.metrics import scores
 from utils.reproduce import first_images, learning, references
 
-from conftest import ROOT
-from test_evaluate import inside, write_png
+from conftest import ROOT, inside, photograph, write_png
 from test_metrics import near
 
 SHORT = "--methods", "sdrl", "--backbones", "DnCNN", "--recipe", "fast"
-
-
-def photograph(height, width, seed):
-    """Flat tiles with bright streaks, (height, width, 3) uint8 BGR."""
-    random = np.random.default_rng(seed)
-    image = np.kron(random.integers(40, 160, (height // 4, width // 4, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
-    image[height // 4 : height // 2, ::7] += 60
-    return image
 
 
 @pytest.fixture
