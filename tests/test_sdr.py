@@ -9,7 +9,7 @@ import literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sdr
@@ -17,13 +17,9 @@ from sdr import GuidedSampler, Sampler, ScaledSampler, fuse, sample_references, 
 from sdrl_online import fresh_references
 from utils.image import png_bytes, read_image, read_mask
 
-from conftest import DATA, SDR, complaint, stage, write_png
+from conftest import DATA, SDR, noise, stage, write_png
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
-
-
-def colours(seed, height, width, levels=256):
-    return np.random.default_rng(seed).integers(0, levels, (height, width, 3), dtype=np.uint8)
 
 
 def speckled(seed, height, width, clear=0.6):
@@ -110,61 +106,36 @@ def check_against_literal(image, mask, sdr_num=20, seed=0, chunk=sdr.CHUNK, **pa
         assert pixel == y * mask.shape[1] + x and np.array_equal(own[np.diff(own, prepend=0) > 0], expected / expected[-1])
         assert sampler.shift[np.diff(own, prepend=0) > 0].tolist() == shifts
     assert next(filled, None) is None
+    left = ~np.isin(np.arange(mask.size), [pixel for pixels, _ in chunks for pixel in pixels]).reshape(mask.shape)
+    assert all(np.array_equal(fresh(sampler, source, 1)[0][left], image[left]) for source in ("numpy", *DEVICES))
     assert np.array_equal(image, before[0]) and np.array_equal(mask, before[1])
 
 
-@settings(max_examples=400)
+SMALL = {"content": 1, "height": 9, "width": 9, "levels": 256, "clear": 1, "block": (0, 0, 9, 9), "solid": 200, "viewed": True,
+         "K": 7, "k": 3, "pow": 0.5, "threshold": 10, "sdr_num": 7, "seed": 0, "chunk": 1}
+
+
+@settings(max_examples=600)
 @given(
-    content=st.integers(0, 2**32 - 1), height=st.integers(1, 9), width=st.integers(1, 9),
-    levels=st.sampled_from([2, 4, 256]),  # few levels give equal distances, also of 0
-    clear=st.sampled_from([0.05, 0.3, 0.6, 0.95]), block=st.tuples(*[st.integers(0, 9)] * 4),
-    K=st.integers(1, 11), k=st.sampled_from([1, 3, 5, 7]), pow=st.sampled_from([0, 0.5, 1, 2]),
-    threshold=st.sampled_from([0, 10, 120, 254, 255]), sdr_num=st.sampled_from([1, 2, 7, 50]),
-    seed=st.sampled_from([0, 1, 2**32 - 1]), chunk=st.sampled_from([1, 1000, sdr.CHUNK]),
+    content=st.integers(0, 2**32 - 1), height=st.integers(1, 9), width=st.integers(1, 9), viewed=st.booleans(),
+    levels=st.sampled_from([1, 2, 4, 256]),  # few levels give equal distances, also of 0
+    clear=st.sampled_from([0, 0.05, 0.3, 0.6, 0.95, 1]), block=st.tuples(*[st.integers(0, 9)] * 4),
+    solid=st.sampled_from([10, 200]), K=st.integers(1, 17), k=st.sampled_from([1, 3, 5, 7, 11]),
+    pow=st.sampled_from([0, 0.5, 1, 2]), threshold=st.sampled_from([0, 10, 120, 254, 255]),
+    sdr_num=st.sampled_from([1, 2, 7, 50]), seed=st.sampled_from([0, 1, 2**32 - 1]),
+    chunk=st.sampled_from([1, 1000, sdr.CHUNK]),
 )
-def test_every_reference_is_the_literal_one(content, height, width, levels, clear, block, **options):
-    solid = rectangle(height, width, *block, value=200)  # solid rain makes the comparison window grow
-    check_against_literal(colours(content, height, width, levels), speckled(content, height, width, clear) | solid, **options)
-
-
-AWKWARD = {
-    "rain on every border": (colours(1, 9, 11), 255 - rectangle(9, 11, 2, 2, 7, 9)),
-    "rain in the corners": (colours(2, 9, 11), rectangle(9, 11, 0, 0, 3, 3) | rectangle(9, 11, 6, 8, 9, 11)),
-    "windows that grow": (colours(3, 14, 14), rectangle(14, 14, 3, 3, 10, 10)),
-    "pixels without candidates": (colours(4, 14, 14), rectangle(14, 14, 1, 1, 12, 12)),
-    "one clear pixel": (colours(5, 9, 9), 255 - rectangle(9, 9, 4, 4, 5, 5)),
-    "one clear pixel in a corner": (colours(6, 9, 9), 255 - rectangle(9, 9, 0, 0, 1, 1)),
-    "a single clear pixel": (colours(11, 1, 1), np.zeros((1, 1), np.uint8)),
-    "a single rainy pixel": (colours(12, 1, 1), np.full((1, 1), 255, np.uint8)),
-    "all rain": (colours(13, 8, 9), np.full((8, 9), 255, np.uint8)),
-    "all rain too faint to fill": (colours(14, 8, 9), np.full((8, 9), 10, np.uint8)),
-    "no rain": (colours(15, 8, 9), np.zeros((8, 9), np.uint8)),
-    "rain too faint to fill": (colours(16, 8, 9), np.minimum(speckled(16, 8, 9), 10)),
-    "black on black": (np.zeros((8, 9, 3), np.uint8), speckled(17, 8, 9)),  # all distances are 0
-    "the largest distances": (np.where(speckled(18, 9, 9)[..., None] > 0, 255, colours(18, 9, 9, 2) * 255), speckled(18, 9, 9)),
-    "views": (colours(24, 24, 26)[::2, ::-2], speckled(24, 12, 13)[:, ::-1]),
-}
-
-
-@pytest.mark.parametrize("chunk", [sdr.CHUNK, 1, 1500])
-@pytest.mark.parametrize("name", AWKWARD)
-def test_awkward_cases(name, chunk):
-    image, mask = AWKWARD[name]
-    check_against_literal(image, mask, chunk=chunk)
-    filled = sum(1 for _ in literal.filled_pixels(image, mask))
-    left = {"pixels without candidates": 25, "all rain": 72, "one clear pixel": 81 - 49, "a single rainy pixel": 1}
-    if name in left:
-        assert np.sum(mask > 10) - filled == left[name]
-    if name == "windows that grow":
-        assert {literal.half_window(mask, y, x, 0) for y, x in np.argwhere(mask > 10)} == {1, 2, 3, 4}
-    if not filled:
-        assert all(np.array_equal(fresh(Sampler(image, mask), source, 1)[0], image) for source in ("numpy", *DEVICES))
-
-
-@pytest.mark.parametrize("K, k", [(1, 1), (2, 1), (3, 3), (4, 3), (6, 5), (8, 3), (10, 3), (3, 11), (17, 3)])
-def test_windows_even_small_and_large(K, k):
-    check_against_literal(colours(20, 12, 13), speckled(20, 12, 13, clear=0.8), K=K, k=k)
-    check_against_literal(colours(21, 12, 13), rectangle(12, 13, 2, 3, 9, 11) | speckled(21, 12, 13, clear=0.9), K=K, k=k)
+@example(**SMALL)  # all rain
+@example(**{**SMALL, "solid": 10})  # all of it too faint to fill
+@example(**{**SMALL, "block": (0, 0, 0, 0)})  # no rain
+@example(**{**SMALL, "height": 1, "width": 1})
+@example(**{**SMALL, "block": (1, 1, 9, 9), "K": 3})  # most pixels have no candidates
+@example(**{**SMALL, "block": (1, 1, 8, 8), "k": 1})  # the compared window grows
+@example(**{**SMALL, "block": (0, 0, 9, 5), "levels": 1})  # black on black
+def test_every_reference_is_the_literal_one(content, height, width, levels, clear, block, solid, viewed, **options):
+    mask = speckled(content, height, width, clear) | rectangle(height, width, *block, value=solid)
+    image = noise(content, height, width, levels) * np.uint8(255 if levels == 2 else 1)  # also the largest distances
+    check_against_literal(image[:, ::-1] if viewed else image, mask[::-1] if viewed else mask, **options)
 
 
 @pytest.mark.parametrize("k", [9, 11, 151])
@@ -178,7 +149,7 @@ def test_distances_beyond_16_bits_and_beyond_float32(k):
 
 
 def test_a_sea_of_rain_wider_than_a_byte_counts():
-    image, mask, left = colours(23, 700, 600), rectangle(700, 600, 0, 1, 700, 600), np.ones((700, 600), bool)
+    image, mask, left = noise(23, 700, 600), rectangle(700, 600, 0, 1, 700, 600), np.ones((700, 600), bool)
     mask[5, 599] = 0
     with np.errstate(all="raise"):
         references = sample_references(image, mask, 2)
@@ -190,7 +161,7 @@ def test_a_sea_of_rain_wider_than_a_byte_counts():
 
 @pytest.mark.parametrize("source", ["numpy", *DEVICES])
 def test_a_number_that_meets_a_cumulative_weight_draws_the_next_candidate(source):
-    image, mask = colours(25, 8, 8), rectangle(8, 8, 3, 0, 5, 8)
+    image, mask = noise(25, 8, 8), rectangle(8, 8, 3, 0, 5, 8)
     sampler = Sampler(image, mask, K=3, pow=0)  # 2 to 6 equally likely candidates
     ((pixels, cumulative),) = sampler.chunks()
     assert (np.diff(cumulative, axis=0) == 0).any() and (cumulative[-1] == 1).all()
@@ -225,7 +196,7 @@ def test_pixels_draw_for_themselves_in_fresh_references_and_alike_in_the_publish
 
 @pytest.mark.parametrize("source", ["numpy", *DEVICES])
 def test_references_follow_from_the_seed_alone_and_leave_the_callers_random_numbers_alone(source):
-    image, mask = colours(34, 20, 25), speckled(34, 20, 25)
+    image, mask = noise(34, 20, 25), speckled(34, 20, 25)
     sampler, state, torch_state = Sampler(image, mask), np.random.get_state()[1].copy(), torch.get_rng_state()
     many = fresh(sampler, source, 6, seed=2)
     assert many.dtype == np.uint8 and many.shape == (6, 20, 25, 3) and len(np.unique(many, axis=0)) == 6
@@ -245,7 +216,7 @@ def test_the_fused_reference_is_the_mean_in_float64_rounded_to_nearest_and_ties_
     fused = fuse([values, brighter])  # every mean but the last ends in a half
     assert fused.dtype == np.uint8 and fused[..., 0].ravel()[:6].tolist() == [0, 2, 2, 4, 4, 6]
     assert np.array_equal(fuse(np.stack([values, values, brighter])), values)  # a third more is rounded down
-    references = np.stack([colours(seed, 30, 40) for seed in range(50)])
+    references = np.stack([noise(seed, 30, 40) for seed in range(50)])
     assert np.array_equal(fuse(iter(references)), np.rint(references.mean(axis=0, dtype=np.float64)))
     assert np.array_equal(fuse(np.full((300, 2, 2, 3), 255, np.uint8)), np.full((2, 2, 3), 255))
 
@@ -272,32 +243,30 @@ GUIDED = {
     "float64": shower(2, 9, 8, np.float64),
     "whole levels": shower(3, 12, 14, np.uint8),
     "dark and bright": dark_and_bright(4, 12, 14),
-    "rain of 255 everywhere": (colours(5, 6, 7), np.full((6, 7), 255, np.uint8)),
+    "rain of 255 everywhere": (noise(5, 6, 7), np.full((6, 7), 255, np.uint8)),
+    **{f"no rain, {kind.__name__}": (noise(8, 9, 11), np.zeros((9, 11), kind)) for kind in (np.uint8, np.float32)},
     **{f"{height} x {width}": shower(6, height, width) for height, width in [(1, 1), (1, 4), (4, 1), (3, 5), (2, 20)]},
 }
 
 
+@pytest.mark.parametrize("widths", [{}, *({name: value} for name, value in (
+    ("window", 5), ("rain", 9), ("space", 4), ("chroma", 200), ("pattern", 50), ("light", 1000)))], ids=str)
 @pytest.mark.parametrize("name", GUIDED)
-def test_the_guided_expectation_is_the_literal_one(name):
+def test_the_guided_expectation_is_the_literal_one(name, widths):
     image, layer = GUIDED[name]
     before = image.copy(), layer.copy()
-    sampler = GuidedSampler(image, layer)
+    sampler = GuidedSampler(image, layer, **widths)
     whole = sampler.expectation()
-    assert whole.shape == image.shape and np.abs(whole - literal.guided_expectation(image, layer)).max() < 2e-3
+    assert whole.shape == image.shape and np.abs(whole - literal.guided_expectation(image, layer, **widths)).max() < 2e-3
     with mock.patch.object(sdr, "STRIP", 40), mock.patch.object(sdr, "CHUNK", 121 * 30):
         assert np.abs(sampler.expectation() - whole).max() < 1e-3
         parts = list(sampler.references(4))
     assert all(np.array_equal(one, other) for one, other in zip(sampler.references(4), parts))
     assert np.array_equal(image, before[0]) and np.array_equal(layer, before[1])
-
-
-def test_the_guided_widths_are_those_of_the_formula():
-    image, layer = shower(7, 8, 9)
-    usual = GuidedSampler(image, layer).expectation()
-    for widths in ({"window": 5}, {"rain": 9}, {"space": 4}, {"chroma": 200}, {"pattern": 50}, {"light": 1000}):
-        other = GuidedSampler(image, layer, **widths).expectation()
-        assert np.abs(other - literal.guided_expectation(image, layer, **widths)).max() < 2e-3
-        assert np.abs(other - usual).max() > 0.1, widths
+    if not layer.any():
+        assert all(np.array_equal(one, image) for one in (whole, *parts, *fresh(sampler, "numpy", 1)))
+    if name == "floats" and widths:
+        assert np.abs(GuidedSampler(image, layer).expectation() - whole).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["floats", "whole levels", "dark and bright"])
@@ -344,7 +313,7 @@ def test_a_channel_that_rain_cuts_off_takes_the_colour_of_its_neighbours():
 
 def test_a_large_photograph_is_sampled_small_and_keeps_its_details():
     """At scale 1 it is the guided sampler; at 2 the light is enlarged, the same off each channel, and fine checks stay."""
-    image, layer = colours(8, 24, 30) // 2 + 90, np.minimum(speckled(8, 24, 30), 40)  # no channel is cut off
+    image, layer = noise(8, 24, 30) // 2 + 90, np.minimum(speckled(8, 24, 30), 40)  # no channel is cut off
     assert np.array_equal(ScaledSampler(image, layer).expectation(), GuidedSampler(image, layer).expectation())
     checks = np.where(np.indices((48, 60)).sum(axis=0) % 2, 20, -20)[..., None]  # of no mean in 2x2 pixels
     large = (np.kron(image, np.ones((2, 2, 1), np.uint8)) + checks).astype(np.uint8)
@@ -357,57 +326,40 @@ def test_a_large_photograph_is_sampled_small_and_keeps_its_details():
     assert expected.max() > 20 and np.abs(large - sampler.expectation() - expected[..., None]).max() < 1e-3
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_a_layer_without_rain_leaves_the_photograph(kind):
-    image = colours(8, 9, 11)
-    sampler = GuidedSampler(image, np.zeros((9, 11), kind))
-    for one in (sampler.expectation(), *sampler.references(2), *fresh(sampler, "numpy", 1)):
-        assert np.array_equal(one, image)
-
-
-@pytest.mark.parametrize("layer", [np.zeros((6, 5)), np.zeros((5, 6, 1)), np.full((5, 6), -1.0), np.full((5, 6), np.nan),
-                                   np.zeros((5, 6), int), np.zeros((5, 6), bool)])
-def test_layers_of_another_kind_are_refused(layer):
-    with pytest.raises(ValueError, match="layer must be"):
-        GuidedSampler(colours(0, 5, 6), layer)
-
-
-def test_guided_parameters_without_meaning_are_refused():
-    for parameters in ({"window": 4}, {"window": -1}, {"rain": 0}, {"light": -1}):
-        with pytest.raises(ValueError, match="window"):
-            GuidedSampler(colours(0, 5, 6), np.zeros((5, 6)), **parameters)
-
-
 # ---- errors
 
-IMAGE, MASK = colours(0, 5, 6), speckled(0, 5, 6)
+IMAGE, MASK, LAYER = noise(0, 5, 6), speckled(0, 5, 6), np.zeros((5, 6))
 
 
-@pytest.mark.parametrize("image, mask, message", [
-    (IMAGE[..., 0], MASK, r"an image must be an array of uint8 \(height, width, 3\), .* not uint8 \(5, 6\)"),
-    (IMAGE[..., [0, 1, 2, 2]], MASK, "an image must be"), (IMAGE.astype(float), MASK, "an image must be .* not float64"),
-    (IMAGE.tolist(), MASK, "an image must be .* not list"), (IMAGE[:0], MASK[:0], "an image must be"),
-    (IMAGE, MASK.T, r"mask of this image must be an array of uint8 \(5, 6\), not uint8 \(6, 5\)"),
-    (IMAGE, MASK[..., None], "must be"), (IMAGE, MASK > 0, "must be .* not bool"), (IMAGE, MASK / 255, "must be .* float64"),
-    (IMAGE, MASK.tolist(), "must be .* not list"), (IMAGE, None, "must be .* not NoneType"),
-    (IMAGE, np.minimum(MASK, 1), "the mask is 0 and 1; multiply it by 255"),
-])
-def test_arrays_of_another_kind_are_refused(image, mask, message):
+@pytest.mark.parametrize("call, image, mask, message", [
+    (Sampler, IMAGE[..., 0], MASK, r"an image must be an array of uint8 \(height, width, 3\), .* not uint8 \(5, 6\)"),
+    (Sampler, IMAGE[..., [0, 1, 2, 2]], MASK, "an image must be"), (Sampler, IMAGE[:0], MASK[:0], "an image must be"),
+    (Sampler, IMAGE.astype(float), MASK, "an image must be .* not float64"), (Sampler, IMAGE.tolist(), MASK, "be .* not list"),
+    (Sampler, IMAGE, MASK.T, r"mask of this image must be an array of uint8 \(5, 6\), not uint8 \(6, 5\)"),
+    (Sampler, IMAGE, MASK[..., None], "must be"), (Sampler, IMAGE, MASK > 0, "must be .* not bool"),
+    (Sampler, IMAGE, MASK / 255, "must be .* float64"), (Sampler, IMAGE, MASK.tolist(), "must be .* not list"),
+    (Sampler, IMAGE, None, "must be .* not NoneType"),
+    (Sampler, IMAGE, np.minimum(MASK, 1), "the mask is 0 and 1; multiply it by 255"),
+    *[(GuidedSampler, IMAGE, layer, "layer must be") for layer in (
+        LAYER.T, LAYER[..., None], LAYER - 1, LAYER * np.nan, LAYER.astype(int), LAYER > 0)]])
+def test_arrays_of_another_kind_are_refused(call, image, mask, message):
     with pytest.raises(ValueError, match=message):
-        Sampler(image, mask)
+        call(image, mask)
+
+
+@pytest.mark.parametrize("call, mask, parameters, message", [
+    *[(sample_references, MASK, {name: value}, name) for name, values in {
+        "K": [0], "k": [0, 2, -1], "pow": [-0.1, float("nan"), float("inf"), 12, 1e6], "threshold": [-1, 256],
+        "sdr_num": [0]}.items() for value in values],
+    *[(GuidedSampler, LAYER, {name: value}, "window") for name, value in (
+        ("window", 4), ("window", -1), ("rain", 0), ("light", -1))]])
+def test_parameters_without_meaning_are_refused(call, mask, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        call(IMAGE, mask, **parameters)
 
 
 def test_a_mask_of_0_and_1_is_filled_where_the_threshold_is_0():
     check_against_literal(IMAGE, np.minimum(MASK, 1), threshold=0)
-
-
-@pytest.mark.parametrize("parameters", [
-    {"K": 0}, {"k": 0}, {"k": 2}, {"k": -1}, {"pow": -0.1}, {"pow": float("nan")}, {"pow": float("inf")},
-    {"threshold": -1}, {"threshold": 256}, {"pow": 12}, {"pow": 1e6}, {"sdr_num": 0},
-])
-def test_parameters_without_meaning_are_refused(parameters):
-    with pytest.raises(ValueError, match=next(iter(parameters))):
-        sample_references(IMAGE, MASK, **parameters)
 
 
 # ---- files
@@ -417,71 +369,43 @@ def folder_of(path):
     return {entry.name: read_image(entry) for entry in path.iterdir()}
 
 
-def test_references_are_written_whole_and_older_ones_go(tmp_path):
-    references = [colours(seed, 8, 9) for seed in range(12)]
-    write_references(references, tmp_path / "sdr/a")
-    fused = write_references(references[::-1][:3], tmp_path / "sdr/a")
-    assert np.array_equal(fused, fuse(references[::-1][:3]))
-    written = folder_of(tmp_path / "sdr/a")
-    assert len(written) == 3 and all(np.array_equal(written[f"{n}.png"], references[11 - n]) for n in range(3))
-    assert [path.name for path in (tmp_path / "sdr").iterdir()] == ["a"]
-
-
-@pytest.mark.parametrize("number", [3, 39])
-def test_a_failure_while_writing_leaves_the_folder_as_it_was(tmp_path, monkeypatch, number):
-    references = [colours(seed, 8, 9) for seed in range(40)]
+def test_references_replace_older_ones_and_a_failure_leaves_those(tmp_path, monkeypatch):
+    references, folder = [noise(seed, 8, 9) for seed in range(40)], tmp_path / "sdr/a"
+    write_references(references[:12], folder)
+    assert np.array_equal(write_references(references[:3], folder), fuse(references[:3]))
 
     def full_disk(reference, options):
-        if reference is references[number]:
+        if reference is last:
             raise OSError(28, "No space left on device")
         return png_bytes(reference, options)
 
-    write_references(references[:2], tmp_path / "sdr/a")
+    def out_of_memory():
+        yield references[9]
+        raise MemoryError
+
     monkeypatch.setattr(sdr, "png_bytes", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write_references(references, tmp_path / "sdr/a")
-    assert [path.name for path in (tmp_path / "sdr").iterdir()] == ["a"]
-    kept = folder_of(tmp_path / "sdr/a")
-    assert len(kept) == 2 and all(np.array_equal(kept[f"{n}.png"], references[n]) for n in range(2))
+    for last, ones, error in ((references[3], references, OSError), (references[39], references, OSError),
+                              (None, out_of_memory(), MemoryError)):
+        with pytest.raises(error):
+            write_references(ones, folder)
+        kept = folder_of(folder)
+        assert len(kept) == 3 and all(np.array_equal(kept[f"{n}.png"], references[n]) for n in range(3))
+        assert [path.name for path in (tmp_path / "sdr").iterdir()] == ["a"]
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    """The folder of two photographs with their masks."""
-    for seed, stem in enumerate(("a", "b")):
-        write_png(tmp_path / DATA / f"input/{stem}.png", colours(seed, 20, 30))
-        write_png(tmp_path / DATA / f"ldgp/{stem}.png", speckled(seed, 20, 30))
-    return tmp_path / DATA
-
-
-def test_the_script_writes_what_the_functions_give(dataset, tmp_path):
+def test_the_script_writes_what_the_functions_give(tmp_path):
+    place = tmp_path / DATA
+    for seed, stem in enumerate("ab"):
+        write_png(place / f"input/{stem}.png", noise(seed, 20, 30))
+        write_png(place / f"ldgp/{stem}.png", speckled(seed, 20, 30))
     done = stage(SDR, "--sdr_num=4 --seed=9 --K=5 --k=1 --pow=1 --threshold=100", tmp_path)
     assert "2 images, 0 failed" in done.stdout.splitlines()[-1]
-    for seed, stem in enumerate(("a", "b")):
-        image, mask = colours(seed, 20, 30), speckled(seed, 20, 30)
-        references = literal.references(image, mask, 4, 9, K=5, k=1, pow=1, threshold=100)
-        written = folder_of(dataset / "sdr" / stem)
+    for seed, stem in enumerate("ab"):
+        references = literal.references(noise(seed, 20, 30), speckled(seed, 20, 30), 4, 9, K=5, k=1, pow=1, threshold=100)
+        written = folder_of(place / "sdr" / stem)
         assert len(written) == 4 and all(np.array_equal(written[f"{n}.png"], references[n]) for n in range(4))
-        assert np.array_equal(read_image(dataset / f"sdr(fuse)/{stem}.png"), fuse(references))
+        assert np.array_equal(read_image(place / f"sdr(fuse)/{stem}.png"), fuse(references))
     stage(SDR, "--sdr_num=2 --independent", tmp_path)
-    own = sample_references(colours(0, 20, 30), speckled(0, 20, 30), 2, independent=True)
-    written = folder_of(dataset / "sdr/a")
+    own = sample_references(noise(0, 20, 30), speckled(0, 20, 30), 2, independent=True)
+    written = folder_of(place / "sdr/a")
     assert len(written) == 2 and all(np.array_equal(written[f"{n}.png"], own[n]) for n in range(2))
-
-
-def test_an_image_without_a_fitting_mask_is_named_with_what_to_do(dataset, tmp_path):
-    (dataset / "ldgp/a.png").unlink()
-    write_png(dataset / "ldgp/b.png", speckled(0, 20, 31))
-    write_png(dataset / "input/c.png", colours(3, 6, 7))
-    write_png(dataset / "ldgp/c.png", speckled(3, 6, 7))
-    done = stage(SDR, "--sdr_num=2", tmp_path, ok=False)
-    assert "run ldgp.py first: python ldgp.py --input_path=" in done.stderr and "a.png: nothing for it" in done.stderr
-    assert "31x20, but" in done.stderr and "Traceback" not in done.stderr
-    assert "3 images, 2 failed" in done.stdout.splitlines()[-1]
-    assert [path.name for path in (dataset / "sdr").iterdir() if path.is_dir()] == ["c"]
-
-
-@pytest.mark.parametrize("flag", ["--k=2", "--K=0", "--pow=-1", "--threshold=256", "--sdr_num=0", "--seed=-1"])
-def test_flags_without_meaning_are_refused_in_one_line(dataset, tmp_path, flag):
-    done = stage(SDR, flag, tmp_path, ok=False)
-    assert done.returncode == 2 and complaint(done, flag.split("=")[0])
