@@ -163,6 +163,7 @@ def fuse(references):
 
 WINDOW = 11  # pixels a side of the window that candidates come from
 RAIN, SPACE, CHROMA, PATTERN, LIGHT = 4, 18, 50, 288, 128  # what the exponents of a weight are divided by; by trials
+DOUBT = 100  # grey levels of rain behind which the brightness of the scene is known half as well
 SMALLEST = -87  # least exponent of a weight: processors are slow with float32 numbers that are smaller still
 CUT_OFF = 254  # grey levels: a channel that rain has driven so far may have been cut off at 255
 STRIP = 1 << 15  # pixels that the expectation works on at once: their arrays fit a processor's cache of 2 MB
@@ -171,59 +172,60 @@ STRIP = 1 << 15  # pixels that the expectation works on at once: their arrays fi
 class GuidedSampler:
     """Stochastic references from one photograph and its layer of rain: built once, drawn from as often as needed.
 
-    The photograph is I = J + R, R being the layer. L is the mean of J's channels, C = (red - green, green - blue) of I.
+    The photograph is I = J + R, R being the layer. L is the mean of J's channels, C = (red - green, green - blue) of I. D is
+    the layer with gaps of up to 4 pixels between streaks filled up (a closing by 5x5), as there, too, the scene is in doubt.
     A pixel p with rain draws a place q of the window around it, p itself included, with the weight
 
-        exp(-R(q)/rain - |p-q|^2/space - |C(p)-C(q)|^2/chroma - m(p,q)/pattern - (L(p)-L(q))^2/light),
+        exp(-D(q)/RAIN - |p-q|^2/SPACE - |C(p)-C(q)|^2/CHROMA - (m(p,q)/PATTERN + (L(p)-L(q))^2/LIGHT) / (1 + D(p)/DOUBT)),
 
-    m being the mean over 3x3 offsets o of (L(p+o)-L(q+o))^2. The new brightness is L(p) + (1-exp(-R(p)/rain)) (L(q)-L(p)).
+    m being the mean over 3x3 offsets o of (L(p+o)-L(q+o))^2. The new brightness is L(p) + (1-exp(-D(p)/RAIN)) (L(q)-L(p)).
     What the mean of I's channels exceeds it by is taken off all three, so C stays as it is. But a channel of 254 or more may
     have been cut off: it becomes J's at q, if that is less, and such a p weighs without the term of C.
     Beyond the border the photograph is mirrored.
-    image: (H, W, 3) uint8 BGR; layer: (H, W) uint8 or float, grey levels of rain, at least 0; window: odd; the others: above 0.
-    Raises ValueError for arrays of another shape, type or range and for parameters without meaning.
+    image: (H, W, 3) uint8 BGR; layer: (H, W) uint8 or float, grey levels of rain, at least 0.
+    Raises ValueError for arrays of another shape, type or range.
     """
 
-    def __init__(self, image, layer, window=WINDOW, rain=RAIN, space=SPACE, chroma=CHROMA, pattern=PATTERN, light=LIGHT):
+    def __init__(self, image, layer):
         check_image(image)
         if layer.shape != image.shape[:2] or layer.dtype.kind not in "uf" or not (layer >= 0).all():
             raise ValueError(f"the layer must be {image.shape[:2]} of levels from 0, not {layer.shape} of {layer.dtype}")
-        if window < 1 or window % 2 == 0 or min(rain, space, chroma, pattern, light) <= 0:
-            raise ValueError(f"window={window} must be odd and at least 1, and what exponents are divided by above 0")
         self.image, self.shape, self.flat = image, image.shape, np.ascontiguousarray(image).reshape(-1, 3)
-        self.window, self.margin, self.space = window, window // 2 + 1, space
+        self.margin = WINDOW // 2 + 1
 
         def pad(plane):
             return cv2.copyMakeBorder(plane, *[self.margin] * 4, cv2.BORDER_REFLECT_101)
 
         layer = np.minimum(layer, 255).astype(np.float32)
+        doubt = cv2.morphologyEx(layer, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
         channels = [plane.astype(np.float32) for plane in cv2.split(image)]
         derained = [np.maximum(plane - layer, 0) for plane in channels]
         mean, clean = (sum(planes) / 3 for planes in (channels, derained))
-        self.rainy, self.strength = layer > 0, 1 - np.exp(-layer / rain)
+        self.rainy, self.strength = doubt > 0, 1 - np.exp(-doubt / RAIN)
         self.most = mean - (1 - self.strength) * clean  # less strength * L(q), it is what a draw takes off the channels
         self.light, self.clean = pad(clean), np.stack([pad(plane) for plane in derained])
-        self.rain_term = pad(np.maximum(-layer / rain, -70))  # above SMALLEST, so that a pixel's own weight stays the larger
-        self.chroma = [pad((b - a) / np.float32(chroma**0.5)) for a, b in zip(channels, channels[1:])]
+        self.rain_term = pad(np.maximum(-doubt / RAIN, -70))  # above SMALLEST, so that a pixel's own weight stays the larger
+        self.chroma = [pad((b - a) / np.float32(CHROMA**0.5)) for a, b in zip(channels, channels[1:])]
         self.chroma_sign = np.where(np.max(channels, axis=0) < CUT_OFF, np.float32(-1), np.float32(0))
-        self.kernel = np.full((3, 3), -1 / (9 * pattern), np.float32)  # for squared differences of L: their mean, m, ...
-        self.kernel[1, 1] -= 1 / light  # ... and the middle one once more
-        dy, dx = np.mgrid[:window, :window] - window // 2
+        self.certainty = 1 / (1 + doubt / DOUBT)
+        self.kernel = np.full((3, 3), -1 / (9 * PATTERN), np.float32)  # for squared differences of L: their mean, m, ...
+        self.kernel[1, 1] -= 1 / LIGHT  # ... and the middle one once more
+        dy, dx = np.mgrid[:WINDOW, :WINDOW] - WINDOW // 2
         self.shift = (dy * self.light.shape[1] + dx).ravel()  # of each place, in flat pixels of the padded planes
 
     def weights(self, top, bottom):
         """Yield, place by place, the weights of all pixels in rows top to bottom, (rows, W) float32, and where q is, padded."""
-        tall, wide, reach = bottom - top, self.shape[1], self.window // 2
+        tall, wide, reach = bottom - top, self.shape[1], WINDOW // 2
 
         def at(plane, dy, dx, around=0):
             return plane[top + dy + 1 - around :][: tall + 2 * around, dx + 1 - around :][:, : wide + 2 * around]
 
-        for dy, dx in itertools.product(range(self.window), repeat=2):
+        for dy, dx in itertools.product(range(WINDOW), repeat=2):
             square = cv2.subtract(at(self.light, reach, reach, 1), at(self.light, dy, dx, 1))
-            square = cv2.multiply(square, square)
-            space_term = -((dy - reach) ** 2 + (dx - reach) ** 2) / self.space
-            pattern_and_light = cv2.filter2D(square, -1, self.kernel, delta=space_term)[1:-1, 1:-1]
-            exponent = cv2.add(pattern_and_light, at(self.rain_term, dy, dx))
+            pattern_and_light = cv2.filter2D(cv2.multiply(square, square), -1, self.kernel)[1:-1, 1:-1]
+            space_term = -((dy - reach) ** 2 + (dx - reach) ** 2) / SPACE
+            exponent = at(self.rain_term, dy, dx) + np.float32(space_term)
+            exponent = cv2.accumulateProduct(pattern_and_light, self.certainty[top:bottom], exponent)
             first, second = (cv2.subtract(at(plane, reach, reach), at(plane, dy, dx)) for plane in self.chroma)
             chroma = cv2.accumulateProduct(second, second, cv2.multiply(first, first))  # adds a product to its last argument
             exponent = cv2.accumulateProduct(chroma, self.chroma_sign[top:bottom], exponent)
@@ -250,7 +252,7 @@ class GuidedSampler:
         return expected
 
     def chunks(self):
-        for top, pixels in strips(self.rainy, CHUNK // self.window**2):
+        for top, pixels in strips(self.rainy, CHUNK // WINDOW**2):
             weights = self.weights(top, pixels[-1] // self.shape[1] + 1)
             yield pixels, cumulate(np.stack([weight.take(pixels - top * self.shape[1]) for weight, _ in weights]))
 

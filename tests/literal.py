@@ -80,20 +80,30 @@ def half_window(mask, y, x, half):
 # ---- guided samples
 
 
-def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=288, light=128):
+def closing(plane, reach):
+    """The least of the largest around each pixel of (h, w), in squares that reach so far."""
+    for extreme in (np.max, np.min):
+        windows = {(y, x): plane[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1]
+                   for y, x in np.ndindex(plane.shape)}
+        plane = np.array([extreme(windows[y, x]) for y, x in np.ndindex(plane.shape)]).reshape(plane.shape)
+    return plane
+
+
+def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=288, light=128, doubt=100):
     """Yield (y, x, its S draws' probabilities, what they take off the channels, J there) for every pixel with rain."""
     colours, reach = image.astype(np.float64), window // 2
     derained = np.clip(colours - layer.astype(np.float64)[..., None], 0, 255)
     hues = colours[..., 2] - colours[..., 1], colours[..., 1] - colours[..., 0]
-    planes = derained.mean(axis=2), layer.astype(np.float64), *hues, *np.moveaxis(derained, 2, 0)
+    closed = closing(layer.astype(np.float64), 2)
+    planes = derained.mean(axis=2), closed, *hues, *np.moveaxis(derained, 2, 0)
     L, R, red_green, green_blue, *J = (np.pad(plane, reach + 1, mode="reflect") for plane in planes)
-    for y, x in np.argwhere(layer > 0):
+    for y, x in np.argwhere(closed > 0):
         p, weights, taken, seen = (y + reach + 1, x + reach + 1), [], [], []
         for dy, dx in np.ndindex(window, window):
             q = y + 1 + dy, x + 1 + dx
             here, there = (L[v - 1 : v + 2, u - 1 : u + 2] for v, u in (p, q))
             exponent = -R[q] / rain - ((dy - reach) ** 2 + (dx - reach) ** 2) / space
-            exponent -= np.mean((here - there) ** 2) / pattern + (L[p] - L[q]) ** 2 / light
+            exponent -= (np.mean((here - there) ** 2) / pattern + (L[p] - L[q]) ** 2 / light) / (1 + R[p] / doubt)
             if colours[y, x].max() < 254:
                 exponent -= ((red_green[p] - red_green[q]) ** 2 + (green_blue[p] - green_blue[q]) ** 2) / chroma
             weights.append(np.exp(exponent))
