@@ -344,12 +344,16 @@ def solve_layer(bright, weight, price, inside, rounds=4, steps=35):
     return rain
 
 
-def rain_layer(image, direction=None, scale=None):
+def rain_layer(image, direction=None, scale=None, strength=1.0):
     """The rain of a photograph: the grey levels that it adds to every pixel, (H, W) uint8, at most the channels' mean.
 
     image: (H, W, 3) uint8 BGR. direction: degrees, at the scale, as from `rain_direction`; scale: as from `thin_scale`, how
-    much smaller the photograph is made for it. What is not given is found.
+    much smaller the photograph is made for it. What is not given is found. strength: above 1 more is taken for rain, streaks as
+    well as texture; its price is divided by it. Raises ValueError for another array and for a strength of 0 or less.
     """
+    check_image(image)
+    if not strength > 0:
+        raise ValueError(f"strength must be above 0, not {strength}")
     small = shrink(image, thin_scale(image) if scale is None else scale)
     direction = rain_direction(small) if direction is None else direction
     turned, inside = turn(small.astype(np.float32), direction, cv2.INTER_CUBIC)
@@ -359,7 +363,8 @@ def rain_layer(image, direction=None, scale=None):
                       for plane in (chroma_weight(turned), turned))
     inside = cv2.copyMakeBorder(inside, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
     bright = np.clip(turned.mean(axis=2) / 255, 0, 1)
-    layer = 255 * solve_layer(bright, weight, rain_price(turned, inside, weight), inside)[:height, :width]
+    price = rain_price(turned, inside, weight) / strength
+    layer = 255 * solve_layer(bright, weight, price, inside)[:height, :width]
     if direction:
         matrix, _ = turning(*small.shape[:2], direction)
         layer = cv2.warpAffine(layer, matrix, small.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
@@ -370,9 +375,11 @@ def rain_layer(image, direction=None, scale=None):
     return np.minimum(np.rint(layer).clip(0, 255).astype(np.uint8), most.astype(np.uint8))
 
 
-def find_rain(image, recipe="paper", patch_size=80, kernel_size=10, true_cells=False):
+def find_rain(image, recipe="paper", strength=1.0, patch_size=80, kernel_size=10, true_cells=False):
     """The mask of the paper's recipe, or the layer of the fast one: see `rain_mask` and `rain_layer`."""
-    return rain_layer(image) if recipe == "fast" else rain_mask(image, patch_size, kernel_size, not true_cells)
+    if recipe == "fast":
+        return rain_layer(image, strength=strength)
+    return rain_mask(image, patch_size, kernel_size, not true_cells)
 
 
 def remark(rain):
@@ -381,11 +388,16 @@ def remark(rain):
     return "no rain found" if share < 0.01 else "rain found nearly everywhere" if share > 0.9 else None
 
 
+def add_strength_flag(parser):
+    parser.add_argument("--strength", type=run.number(float, 0.1, 100), default=1.0,
+                        help="fast: above 1, say 2, more is taken for rain: fewer streaks stay, and more texture goes")
+
+
 def main(args):
     source = Path(args.input_path or f"./dataset/{args.dataset}/input")
     target = Path(args.save_path or source.parent / "ldgp")
-    paper = {name: getattr(args, name) for name in ("patch_size", "kernel_size", "true_cells")}
-    settings = {"recipe": args.recipe, **(paper if args.recipe == "paper" else {})}
+    names = ["strength"] if args.recipe == "fast" else ["patch_size", "kernel_size", "true_cells"]
+    settings = {"recipe": args.recipe, **{name: getattr(args, name) for name in names}}
     results = Results("ldgp.py", target, settings, {"input": source}, overwrite=args.overwrite, flag="--save_path")
 
     def work(path, progress):
@@ -414,5 +426,6 @@ if __name__ == "__main__":
                         help="paper: shortest bright run, in pixels along the rain, that counts as a streak")
     parser.add_argument("--true_cells", action="store_true",
                         help="paper: credit gradients to the cell they were measured in; the published masks do not")
+    add_strength_flag(parser)
     run.add_overwrite_flag(parser)
     run.start(main, parser)

@@ -53,16 +53,16 @@ def fresh_references(sampler, random):
         yield reference.reshape(sampler.image.shape)
 
 
-def derain_photograph(rainy, learn=False, backbone="Unet", device="cpu", recipe=None, report=None):
+def derain_photograph(rainy, learn=False, backbone="Unet", device="cpu", recipe=None, report=None, strength=1.0):
     """The fast recipe on an array: rain layer, exact mean of the guided samples, and learning from self-made rain if asked.
 
     rainy: (H, W, 3) uint8 BGR. Without learning it takes about half a second for 480x320 pixels. recipe: a `sdrl.Recipe`, else
-    that of the backbone. report: called with each step's loss.
+    that of the backbone. report: called with each step's loss. strength: of `ldgp.rain_layer`.
     Returns (derained (H, W, 3) uint8 BGR, rain layer (H, W) uint8 in grey levels). Raises ValueError for another array.
     """
     check_image(rainy)
     scale, recipe = thin_scale(rainy), recipe or recipe_for("fast", backbone)
-    layer = rain_layer(rainy, scale=scale)
+    layer = rain_layer(rainy, scale=scale, strength=strength)
     fused = ScaledSampler(rainy, layer, scale).fused()
     if not learn:
         return fused, layer
@@ -77,7 +77,7 @@ def main(args):
     hint = f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}" --recipe={args.recipe}'
     check_made_for(masks_path, source, args.recipe, hint)
     masks = list_images(masks_path, optional=True)
-    how = {"recipe": "fast"} if fast else {"recipe": "paper", **MASKS}
+    how = {"recipe": "fast", "strength": 1.0} if fast else {"recipe": "paper", **MASKS}
     how = read_run(masks_path).get("settings", how)  # missing ones are made as the others were
     made = Results("ldgp.py", masks_path, how, {"input": source}, flag="--ldgp_path")
     can_write = os.access(next(part for part in (masks_path, *masks_path.parents) if part.exists()), os.W_OK)

@@ -104,6 +104,14 @@ def test_learning_changes_the_result(folder):
     assert learnt.shape == plain.shape and not np.array_equal(learnt, plain)
 
 
+def test_strength_takes_more_off(folder):
+    taken = []
+    for strength in ("0.5", "3"):
+        derain(folder, "photos/rue.png", "--overwrite", f"--strength={strength}", "--show_rain")
+        taken.append(read_mask(folder / "photos/rue_rain.png").mean())
+    assert taken[0] < taken[1]
+
+
 def test_what_cannot_be_derained_is_a_line_and_the_others_go_on(folder):
     picture(40, 40, 4).save(folder / "rue.png")
     (folder / "torn.jpg").write_bytes((folder / "rue.png").read_bytes()[:400])

@@ -269,6 +269,15 @@ def test_a_picture_of_dark_lines_has_next_to_no_rain():
     assert rain_layer(image).mean() > 5 > 0.5 > rain_layer(255 - image).mean()
 
 
+def test_a_higher_strength_takes_more_for_rain():
+    rainy = demo("chelsea")
+    weak, usual, strong = (rain_layer(rainy, strength=strength).mean() for strength in (0.5, 1, 2))
+    assert 1.2 * weak < usual < strong / 1.2 and usual == rain_layer(rainy).mean()
+    for strength in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="strength must be above 0"):
+            rain_layer(rainy, strength=strength)
+
+
 def test_large_photographs_are_looked_at_where_their_rain_is_thin():
     rainy, clean = demo("astronaut"), demo("astronaut", "target")
     assert [thin_scale(enlarge(rainy, scale)) for scale in (1, 2, 4)] == [1, 2, 4]

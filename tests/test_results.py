@@ -67,7 +67,7 @@ def test_the_same_command_again_does_nothing_again(done, command):
     before = stamps(folder)
     said = again(command, folder)
     assert stamps(folder) == before
-    assert f"{name_of(command)}: 2 images, 0 failed, 2 done before, nothing done, results in " in said.stdout
+    assert f"{name_of(command)}: 2 images, 0 failed, 2 done before, nothing done (--overwrite does it again), results in " in said.stdout
     assert complaints(said) == ["sdrl_all.py: goes on after epoch 3 of result_all/Rain100L/resume.pkl"] * (command == ALL)
     expected, result = results(folder, command), folder / PLACES[command][-1] / "rue.png"
     result.unlink()

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from ldgp import remark
+from ldgp import add_strength_flag, remark
 from sdrl import recipe_for
 from sdrl_online import derain_photograph
 from utils import run
@@ -96,7 +96,8 @@ def main(args):
         photograph = read_photograph(path)
         if args.learn:
             progress.reset(recipe.steps)
-        derained, layer = derain_photograph(photograph.image, args.learn, args.backbone, device, recipe, progress.step)
+        derained, layer = derain_photograph(photograph.image, args.learn, args.backbone, device, recipe, progress.step,
+                                            args.strength)
         if args.show_rain:
             write_bytes(results.rain(path), png_bytes(layer))
         kind = "PNG" if args.format == "png" else photograph.format
@@ -122,5 +123,6 @@ if __name__ == "__main__":
                              "what is done already needs --overwrite")
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="the network of --learn")
     parser.add_argument("--device", default="auto", help="of --learn: cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    add_strength_flag(parser)
     parser.add_argument("--overwrite", action="store_true", help="do again what is done")
     run.start(main, parser)

@@ -152,6 +152,7 @@ def each_image(images, work, results=(), unit="image", failed=0, unread=True):
     counts, remarks, seconds = (sum(parts, type(parts[0])()) for parts in zip(*gather((counts, remarks, seconds))))
     if rank == 0:
         average = f"{seconds / counts['done']:.2f} s an image" if counts["done"] else "nothing done"
+        average += " (--overwrite does it again)" if counts["before"] and not counts["done"] and not counts["failed"] else ""
         notes = "".join(f"{counts[key]} {text}, " for key, text in
                         (("before", "done before"), ("elsewhere", "left to another process")) if counts[key])
         where = f"in {one_line(' and '.join(map(str, folders)))}" if folders else "beside them"
