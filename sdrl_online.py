@@ -1,9 +1,8 @@
-"""SDRL with references drawn while the network trains: nothing is written to or read from an SDR folder.
+"""SDRL with references drawn while the network trains: nothing is written but results. Missing masks are made in passing.
 
     python sdrl_online.py --rainy_data_path="./dataset/Rain100L/" --sdr_data_path="./dataset/Rain100L/sdr/" \\
         --result_path="./dataset/Rain100L/result/" --backbone="Unet"
 """
-import os
 from itertools import islice
 from pathlib import Path
 
@@ -13,12 +12,9 @@ from ldgp import find_rain, rain_layer, remark, thin_scale
 from sdr import Sampler, ScaledSampler, add_nss_flags, nss_options, sampler_for
 from sdrl import FASTER, PAPER, add_flags, derain_by_own_rain, fresh_model, learn_references, recipe_for, recipe_of
 from utils import run
-from utils.image import (ImageError, check_image, check_size, list_images, photograph_bytes, png_bytes, read_mask,
-                         read_photograph)
+from utils.image import ImageError, check_image, check_size, list_images, photograph_bytes, read_mask, read_photograph
 from utils.inference import model_device
 from utils.results import Results, check_made_for, read_run
-
-MASKS = {"patch_size": 80, "kernel_size": 10, "true_cells": False}  # how ldgp.py makes them where it is told nothing else
 
 
 def derain_online(model, rainy, mask, recipe=PAPER, sdr_num=50, nss=None, report=None):
@@ -77,32 +73,23 @@ def main(args):
     hint = f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}" --recipe={args.recipe}'
     check_made_for(masks_path, source, args.recipe, hint)
     masks = list_images(masks_path, optional=True)
-    how = {"recipe": "fast", "strength": 1.0} if fast else {"recipe": "paper", **MASKS}
-    how = read_run(masks_path).get("settings", how)  # missing ones are made as the others were
-    made = Results("ldgp.py", masks_path, how, {"input": source}, flag="--ldgp_path")
-    can_write = os.access(next(part for part in (masks_path, *masks_path.parents) if part.exists()), os.W_OK)
+    how = read_run(masks_path).get("settings", {"recipe": args.recipe})  # missing ones are made as the others were
     settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}
     settings.update({} if fast else {"sdr_num": args.sdr_num, **nss_options(args)})
     results = Results("sdrl_online.py", args.result_path or data / "result", settings, {"input": source, "ldgp": masks_path},
                       lambda path: [path, masks.get(path.stem, path)], overwrite=args.overwrite)
-    missing = [path for stem, path in images.items() if stem not in masks]
-    if missing and can_write and not read_run(masks_path) and run.ranks()[0] == 0:
-        made.prepare(missing)
 
     def mask_of(path, rainy):
-        """A photograph's mask or layer: made now, and written where that is possible, if there is none."""
-        if path.stem in masks:
-            mask = read_mask(masks[path.stem])
-            check_size(mask, masks[path.stem], rainy, path)
-            if not fast:
-                sampler_for(rainy, mask, masks[path.stem], args)  # says so where it cannot be used
-            return mask
-        try:
-            mask = find_rain(rainy, **how)
-        except ImageError as error:
-            raise ImageError(f"{path}: {error}") from None
-        if can_write:
-            made.write(path, png_bytes(mask))
+        """A photograph's mask or layer, made now if there is none."""
+        if path.stem not in masks:
+            try:
+                return find_rain(rainy, **how)
+            except ImageError as error:
+                raise ImageError(f"{path}: {error}") from None
+        mask = read_mask(masks[path.stem])
+        check_size(mask, masks[path.stem], rainy, path)
+        if not fast:
+            sampler_for(rainy, mask, masks[path.stem], args)  # says so where it cannot be used
         return mask
 
     def work(path, progress):

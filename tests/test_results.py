@@ -225,13 +225,12 @@ def test_progress_that_is_none(copy):
 
 def repeat(folder, how, times, command, flags=""):
     """Run tests/killing.py, which checks what each of so many runs that are ended leaves."""
-    outputs = ",".join([*PLACES[command], *[f"{DATA}/ldgp"] * (command == ONLINE)])
     if command == ONLINE:
         shutil.rmtree(folder / DATA / "ldgp")
-    for place in outputs.split(","):
+    for place in PLACES[command]:
         shutil.rmtree(folder / place, ignore_errors=True)
     words = shlex.split(f"{command} {SHORT[command]} {flags}")[1:]
-    done = subprocess.run([sys.executable, ROOT / "tests/killing.py", how, str(times), outputs, *words], cwd=folder,
+    done = subprocess.run([sys.executable, ROOT / "tests/killing.py", how, str(times), ",".join(PLACES[command]), *words], cwd=folder,
                           env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -61,8 +61,8 @@ class Results:
     def __init__(self, stage, folder, settings, made_from, sources=lambda path: [path], suffix=".png", overwrite=False,
                  flag="--result_path"):
         self.folder, self.sources, self.suffix, self.overwrite, self.flag = Path(folder), sources, suffix, overwrite, flag
-        # whose versions decide on the bytes; sdrl_online.py, which has torch loaded, makes masks as ldgp.py does
-        libraries = ["numpy", "cv2", "PIL", *["torch"] * (stage not in ("ldgp.py", "sdr.py"))]
+        learns = stage not in ("ldgp.py", "sdr.py")
+        libraries = ["numpy", "cv2", "PIL", "torch"] if learns else ["numpy", "cv2", "PIL"]  # those that decide on the bytes
         place = os.path.realpath(folder)  # as seen from there, so that a data set can be moved as a whole
         run = {"stage": stage, "settings": settings,
                "versions": {name: sys.modules[name].__version__ for name in libraries},
