@@ -7,14 +7,13 @@ same for every photograph in a folder, but not in folders within. What is newer 
 here before is not taken for a photograph.
 """
 import os
-import sys
 from pathlib import Path
 
 from ldgp import add_strength_flag, remark
 from sdrl import recipe_for
 from sdrl_online import derain_photograph
 from utils import run
-from utils.image import ImageError, image_files, one_line, photograph_bytes, png_bytes, read_photograph, write_bytes
+from utils.image import ImageError, image_files, photograph_bytes, png_bytes, read_photograph, write_bytes
 from utils.results import fcntl
 
 
@@ -63,11 +62,11 @@ class Results:
 
 
 def find_photographs(places, results):
-    """The photographs that files and folders name: ({result: photograph}, how many were left out, each with a line).
+    """The photographs that files and folders name, {result: photograph}.
 
-    Raises ImageError for a folder without an image.
+    Raises ImageError for a folder without an image, and where two results would get one name.
     """
-    found, chosen, clashes = {}, {}, 0
+    found, chosen = {}, {}
     for place in map(Path, places):
         if place.is_dir():
             run.tell_unread("derain.py", [place])
@@ -81,11 +80,9 @@ def find_photographs(places, results):
         if os.path.abspath(path.parent / path.stem) in own:
             continue
         if result in chosen:
-            clashes += 1
-            print(one_line(f"derain.py: failed: {path}: its result would replace that of {chosen[result]}; rename one of them"),
-                  file=sys.stderr)
-        chosen.setdefault(result, path)
-    return chosen, clashes
+            raise ImageError(f"{path}: its result would replace that of {chosen[result]}; rename one of them, or do them apart")
+        chosen[result] = path
+    return chosen
 
 
 def main(args):
@@ -104,9 +101,8 @@ def main(args):
         write_bytes(results.derained(path), photograph_bytes(derained, photograph, kind))
         return remark(layer)
 
-    photographs, clashes = find_photographs(args.photographs, results)
     unit = "step" if args.learn else "image"
-    return run.each_image(photographs, work, [results], unit, failed=clashes, unread=False)
+    return run.each_image(find_photographs(args.photographs, results), work, [results], unit, unread=False)
 
 
 if __name__ == "__main__":
