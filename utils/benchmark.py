@@ -8,7 +8,6 @@ which is the median of --repeats. For the growth a photograph is cut or tiled to
 import math
 import os
 import platform
-import statistics
 import time
 import timeit
 from pathlib import Path
@@ -69,15 +68,14 @@ def scaled(seconds):
 
 def seconds(work, case, repeats):
     """The median time of a call."""
-    return statistics.median(timeit.repeat(lambda: work(case), number=1, repeat=repeats))
+    return np.median(timeit.repeat(lambda: work(case), number=1, repeat=repeats))
 
 
 def tile(array, megapixels):
     """A photograph or mask of this size, 3 to 2: cut, or tiled, which keeps its share of rain and its direction."""
     height = round(math.sqrt(megapixels * 1e6 / 1.5))
     width = round(1.5 * height)
-    margins = [(0, max(0, height - array.shape[0])), (0, max(0, width - array.shape[1])), (0, 0)]
-    return np.ascontiguousarray(np.pad(array, margins[: array.ndim], mode="wrap")[:height, :width])
+    return array.take(range(height), axis=0, mode="wrap").take(range(width), axis=1, mode="wrap")
 
 
 def measure(work, cases, args):
@@ -122,7 +120,7 @@ def measure_learning(case, args):
             derain(model, case.image, sample_references(case.image, case.mask), short, report)
         else:
             derain_photograph(case.image, True, args.backbone, device, short, report)
-        step, steps = statistics.median(np.diff(times)), recipe.steps or 50 * recipe.epoch
+        step, steps = np.median(np.diff(times)), recipe.steps or 50 * recipe.epoch
         rows.append([f"{name}, {args.backbone}", scaled(step), str(steps), scaled(steps * step)])
     where = f"{case.image.shape[1]}x{case.image.shape[0]}, {device}, {torch.get_num_threads()} threads"
     print(markdown([[where, "a step", "steps", "all of them"], *rows]))

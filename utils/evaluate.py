@@ -42,7 +42,7 @@ def named_folders(texts):
     return folders
 
 
-def score_folders(folders, target_path, protocols=("rgb", "y"), extras=None):
+def score_folders(folders, target_path, protocols, extras):
     """Score several folders. What cannot be scored, and what is missing, is listed on stderr.
 
     folders: {method: folder}; under the name RAINY the rainy photographs, which say what results there should be, and of
@@ -65,7 +65,7 @@ def score_folders(folders, target_path, protocols=("rgb", "y"), extras=None):
             clean = read_image(clean_path)
             check_size(image, path, clean, clean_path)
         try:
-            return {**scores(image, clean, protocols), **{name: extra(image, clean) for name, extra in (extras or {}).items()}}
+            return scores(image, clean, protocols) | {name: extra(image, clean) for name, extra in extras.items()}
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
 
