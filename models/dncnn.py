@@ -20,8 +20,7 @@ class DnCNN(nn.Module):
         layers = [conv(3, FEATURES, 3), nn.ReLU(inplace=True)]
         for _ in range(LAYERS - 2):
             layers += [conv(FEATURES, FEATURES, 3), nn.BatchNorm2d(FEATURES), nn.ReLU(inplace=True)]
-        layers += [conv(FEATURES, 3, 3)]
-        self.dncnn = nn.Sequential(*layers)
+        self.dncnn = nn.Sequential(*layers, conv(FEATURES, 3, 3))
         if residual:
             zero_(self.dncnn[-1])
 

@@ -113,8 +113,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x):
         q, k, v = self.qkv_dwconv(self.qkv(x)).chunk(3, dim=1)  # each (N, C, H, W)
-        q = q.flatten(2).unflatten(1, (self.heads, -1))  # (N, heads, C/heads, HW)
-        k = k.flatten(2).unflatten(1, (self.heads, -1))  # (N, heads, C/heads, HW)
+        q, k = (x.flatten(2).unflatten(1, (self.heads, -1)) for x in (q, k))  # each (N, heads, C/heads, HW)
         weights = self.weights(q, k)
         # The heads' products with v and project_out after them are one matrix for an image: multiply it out first.
         out = self.project_out.weight.flatten(1).unflatten(1, (self.heads, -1)).transpose(0, 1)  # (heads, C, C/heads)
@@ -180,8 +179,6 @@ class FourLevels(nn.Module):
     residual: start at the identity. The input is added to the output in any case.
     """
 
-    multiple = 8  # three halvings
-
     def __init__(self, dim, blocks, heads, block, stem, refinement, residual=False):
         super().__init__()
 
@@ -211,7 +208,8 @@ class FourLevels(nn.Module):
             zero_(self.output)
 
     def forward(self, x):
-        level1 = self.encoder_level1(self.encoder_level0(self.patch_embed(pad_to_multiple(x, self.multiple))))
+        padded = pad_to_multiple(x, 8)  # three halvings
+        level1 = self.encoder_level1(self.encoder_level0(self.patch_embed(padded)))
         level2 = self.encoder_level2(self.down1_2(level1))
         level3 = self.encoder_level3(self.down2_3(level2))
         y = self.latent(self.down3_4(level3))

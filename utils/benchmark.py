@@ -8,8 +8,8 @@ which is the median of --repeats. For the growth a photograph is cut or tiled to
 import math
 import os
 import platform
-import statistics
 import time
+import timeit
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,8 @@ import torch
 from ldgp import rain_direction, rain_layer, rain_mask
 from models import BACKBONES
 from sdr import GuidedSampler, Sampler, sample_references
-from sdrl import derain, derain_by_own_rain, fresh_model, recipe_for
+from sdrl import derain, fresh_model, recipe_for
+from sdrl_online import derain_photograph
 from utils import run
 from utils.image import list_images, read_image
 from utils.tables import markdown
@@ -67,20 +68,14 @@ def scaled(seconds):
 
 def seconds(work, case, repeats):
     """The median time of a call."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work(case)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return np.median(timeit.repeat(lambda: work(case), number=1, repeat=repeats))
 
 
 def tile(array, megapixels):
     """A photograph or mask of this size, 3 to 2: cut, or tiled, which keeps its share of rain and its direction."""
     height = round(math.sqrt(megapixels * 1e6 / 1.5))
     width = round(1.5 * height)
-    margins = [(0, max(0, height - array.shape[0])), (0, max(0, width - array.shape[1])), (0, 0)]
-    return np.ascontiguousarray(np.pad(array, margins[: array.ndim], mode="wrap")[:height, :width])
+    return array.take(range(height), axis=0, mode="wrap").take(range(width), axis=1, mode="wrap")
 
 
 def measure(work, cases, args):
@@ -98,16 +93,15 @@ def measure(work, cases, args):
         rows.append([name, middle, f"{low} to {high}"])
     print(markdown([["a photograph, one core", "median", "quartiles"], *rows]), end="\n\n", flush=True)
 
-    rows = []
-    for name in (name for name in work if name != FROM_FILE and len(args.megapixels) > 1):
-        grown = []
-        for size in args.megapixels:
-            case = Case(cases[0].path, *(tile(array, size) for array in cases[0][1:]))
-            grown.append(seconds(work[name], case, args.repeats))
+    if len(args.megapixels) < 2:
+        return
+    path, *arrays = cases[0]
+    sizes, rows = [Case(path, *(tile(array, size) for array in arrays)) for size in args.megapixels], []
+    for name in [name for name in work if name != FROM_FILE]:
+        grown = [seconds(work[name], case, args.repeats) for case in sizes]
         power = np.polyfit(np.log(args.megapixels), np.log(grown), 1)[0]
         rows.append([name, *map(scaled, grown), f"pixels to the power {power:.2f}"])
-    if rows:
-        print(markdown([[f"megapixels ({cases[0].path.name})", *map(str, args.megapixels), "time grows as"], *rows]))
+    print(markdown([[f"megapixels ({path.name})", *map(str, args.megapixels), "time grows as"], *rows]))
 
 
 def measure_learning(case, args):
@@ -120,13 +114,13 @@ def measure_learning(case, args):
             float(loss)  # waits for a GPU
             times.append(time.perf_counter())
 
-        model, short = fresh_model(args.backbone, device, recipe), recipe._replace(steps=args.steps + 1)
+        short = recipe._replace(steps=args.steps + 1)
         if name == "paper":
+            model = fresh_model(args.backbone, device, short)
             derain(model, case.image, sample_references(case.image, case.mask), short, report)
         else:
-            fused = GuidedSampler(case.image, case.layer).expectation()
-            derain_by_own_rain(model, case.image, fused, short, report=report)
-        step, steps = statistics.median(np.diff(times)), recipe.steps or 50 * recipe.epoch
+            derain_photograph(case.image, True, args.backbone, device, short, report)
+        step, steps = np.median(np.diff(times)), recipe.steps or 50 * recipe.epoch
         rows.append([f"{name}, {args.backbone}", scaled(step), str(steps), scaled(steps * step)])
     where = f"{case.image.shape[1]}x{case.image.shape[0]}, {device}, {torch.get_num_threads()} threads"
     print(markdown([[where, "a step", "steps", "all of them"], *rows]))

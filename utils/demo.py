@@ -2,6 +2,7 @@
 
     python -m utils.demo
 """
+import shlex
 import subprocess
 import sys
 import time
@@ -22,16 +23,11 @@ STAGES = [
 ]
 
 
-def show(command):
-    """A command as it is typed, with quotes where the shell wants them."""
-    return "$ python " + " ".join(f'"{part}"' if set(part) & set("() ") else part for part in command)
-
-
 def main(args):
     began = time.perf_counter()
     for stage in STAGES:
         command = stage + ([f"--device={args.device}"] if "sdrl.py" in stage else [])
-        print(f"\n{show(command)}", flush=True)
+        print(f"\n$ python {shlex.join(command)}", flush=True)
         code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
         if code:
             return code

@@ -42,7 +42,7 @@ def named_folders(texts):
     return folders
 
 
-def score_folders(folders, target_path, protocols=("rgb", "y"), extras=None):
+def score_folders(folders, target_path, protocols, extras):
     """Score several folders. What cannot be scored, and what is missing, is listed on stderr.
 
     folders: {method: folder}; under the name RAINY the rainy photographs, which say what results there should be, and of
@@ -53,11 +53,9 @@ def score_folders(folders, target_path, protocols=("rgb", "y"), extras=None):
     """
     results = {name: list_images(folder) for name, folder in folders.items()}
     targets = list_images(target_path, "name the clean photographs' folder with --target_path") if target_path else {}
-    there = {stem for name, found in results.items() for stem in found if name != RAINY}
-    expected = list(results.get(RAINY) or dict.fromkeys(stem for found in results.values() for stem in found))
-    if RAINY not in results:
-        covered = {target_stem(targets, stem) for stem in expected}
-        expected += [stem for stem in targets if stem not in covered]
+    there = dict.fromkeys(stem for name, found in results.items() for stem in found if name != RAINY)
+    covered = {target_stem(targets, stem) for stem in there}
+    expected = list(results.get(RAINY) or [*there, *(stem for stem in targets if stem not in covered)])
 
     def score(path):
         image, clean = read_image(path), None
@@ -67,7 +65,7 @@ def score_folders(folders, target_path, protocols=("rgb", "y"), extras=None):
             clean = read_image(clean_path)
             check_size(image, path, clean, clean_path)
         try:
-            return {**scores(image, clean, protocols), **{name: extra(image, clean) for name, extra in (extras or {}).items()}}
+            return scores(image, clean, protocols) | {name: extra(image, clean) for name, extra in extras.items()}
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
 
@@ -81,7 +79,7 @@ def score_folders(folders, target_path, protocols=("rgb", "y"), extras=None):
     for name, found in results.items():
         missing = [stem for stem in expected if stem not in found]
         if missing:
-            more = f" and {len(missing) - 5} more" * (len(missing) > 5)
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             failures.append(f"nothing in {folders[name]} for {', '.join(missing[:5])}{more}")
     for text in failures:
         print(one_line(f"evaluate.py: failed: {text}"), file=sys.stderr)
@@ -140,7 +138,7 @@ def main(args):
     if not rows:
         return 1
     methods = summarise(rows, total, place.name)
-    shown, alone = columns(methods[0].scores), len(set(rows) - {RAINY}) == 1
+    shown, single = columns(methods[0].scores), len(rows.keys() - {RAINY}) == 1
     text = [f"{place.name}, {total} images", *(f"{PROTOCOLS[name].name}: {PROTOCOLS[name].about}" for name in protocols)]
     perfect = sum(math.inf in row.values() for found in rows.values() for row in found.values())
     if perfect:
@@ -150,12 +148,13 @@ def main(args):
     if args.latex:
         print(latex(overview(methods, shown, LATEX_MARKS)))
     else:
-        print("\n".join(text + images * alone + means * (not alone or methods[-1].source != MEASURED)))
+        compared = not single or methods[-1].source != MEASURED
+        print("\n".join(text + (images if single else []) + (means if compared else [])))
     if base:
         write_bytes(f"{base}.md", "\n".join([*text, *means, *images, ""]).encode())
         lines = [{"method": name, "image": image, **row} for name, found in rows.items() for image, row in found.items()]
-        for name, number, means, source, _ in methods:
-            lines.append({"method": name, "image": f"mean of {number or 'all'}", **means, "source": source})
+        for name, number, scored, source, _ in methods:
+            lines.append({"method": name, "image": f"mean of {number or 'all'}", **scored, "source": source})
         write_bytes(f"{base}.csv", csv_text(lines).encode())
     return max(code, failed)
 

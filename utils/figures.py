@@ -19,11 +19,12 @@ from utils.image import ImageError, check_size, companion, list_images, png_byte
 
 SHOWN = ("chelsea", "coffee")  # of the demo set, unless --images names others
 WIDTH = 1000  # pixels; about what a README shows
+GAP = 8  # pixels between two pictures
 LETTERS = 16  # pixels, the height of a label; it gets smaller where its image is narrow
 INK, FRAME = (60, 52, 44), (0, 220, 255)  # BGR, of labels and around details
 
-# What a figure shows of each photograph, {label: what}: a folder of the data set, or what is found here. The label of a
-# result is the name that --result_path gives it.
+# What a figure shows of each photograph, {label: what}, the input first: a folder of the data set, or what is found here.
+# The label of a result is the name that --result_path gives it.
 FIGURES = {
     "masks": {"rainy photograph": "input", "likely rain": "ldgp", "one of the SDRs": "sdr", "mean of the SDRs": "sdr(fuse)"},
     "before_after": {"rainy": "input", "derained": "result"},
@@ -32,15 +33,13 @@ FIGURES = {
     "layer": {"rainy photograph": "input", "rain mask (LDGP)": "mask", "rain layer": "layer", "derained": "result"},
     "ldgp": {"rainy": "input", "mask": "ldgp"},
 }
-OPTIONAL = "ldgp", "sdr(fuse)", "target"  # of a comparison, which leaves out what there is not
 FOUND = {"mask": ldgp.rain_mask, "layer": ldgp.rain_layer}
+README = "see dataset/README.md"
 HINTS = {
-    "input": "see dataset/README.md",
     "ldgp": 'run: python ldgp.py --input_path="{0}/input"',
     "sdr": 'run: python sdr.py --input_path="{0}/input"',
     "sdr(fuse)": 'run: python sdr.py --input_path="{0}/input"',
     "result": 'run: python sdrl.py --rainy_data_path="{0}", or name another folder with --result_path',
-    "target": "see dataset/README.md",
 }
 
 
@@ -53,21 +52,19 @@ def label_above(text, width):
 
 
 def resize(image, width, height):
-    """An array (H, W, 3) or (H, W) as (height, width, 3) uint8 BGR; averaged where it shrinks."""
+    """An array (H, W, 3) or (H, W) as (height, width, 3) uint8 BGR, sides cut to whole pixels; averaged where it shrinks."""
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    width, height = max(1, int(width)), max(1, int(height))
     shrinks = width <= image.shape[1] and height <= image.shape[0]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def join(pictures, axis, gap=8):
-    """Pictures (H, W, 3) uint8 on white, below each other (axis 0) or beside each other (axis 1), `gap` pixels apart."""
-    longest = max(picture.shape[1 - axis] for picture in pictures)
-    parts = []
-    for picture in pictures:
-        missing = (gap, 0), (0, longest - picture.shape[1 - axis])
-        parts.append(np.pad(picture, (missing[axis], missing[1 - axis], (0, 0)), constant_values=255))
-    return np.concatenate(parts, axis)[gap * (1 - axis) :, gap * axis :]
+def stack(pictures, gap=GAP):
+    """Pictures (H, W, 3) uint8 below each other on white, `gap` pixels apart."""
+    width = max(picture.shape[1] for picture in pictures)
+    margins = [((gap, 0), (0, width - picture.shape[1]), (0, 0)) for picture in pictures]
+    return np.vstack([np.pad(picture, margin, constant_values=255) for picture, margin in zip(pictures, margins)])[gap:]
 
 
 def grid(rows, labels, width=WIDTH):
@@ -80,50 +77,49 @@ def grid(rows, labels, width=WIDTH):
     for row in rows:
         height = min(len(image) for image in row)
         widths = [image.shape[1] * height / len(image) for image in row]
-        scale = min(1, (width - 8 * (len(row) - 1)) / sum(widths))
-        tiles = [resize(image, max(1, int(wide * scale)), max(1, int(height * scale))) for image, wide in zip(row, widths)]
+        scale = min(1, (width - GAP * (len(row) - 1)) / sum(widths))
+        tiles = [resize(image, wide * scale, height * scale) for image, wide in zip(row, widths)]
         if not lines:
             tiles = [np.vstack([label_above(label, tile.shape[1]), tile]) for label, tile in zip(labels, tiles, strict=True)]
-        lines.append(join(tiles, axis=1))
-    return join(lines, axis=0)
+        spaced = [np.pad(tile, ((0, 0), (GAP, 0), (0, 0)), constant_values=255) for tile in tiles]
+        lines.append(np.hstack(spaced)[:, GAP:])
+    return stack(lines)
 
 
-def load(dataset, stem, columns, results, optional=()):
-    """What a figure shows of one photograph, in the order of its columns: {label: (H, W, 3) or (H, W) uint8}.
+def load(figure, dataset, stem, results):
+    """What a key of FIGURES shows of one photograph, in the order of its columns: {label: (H, W, 3) or (H, W) uint8}.
 
-    columns: as in FIGURES, "input" first, with a label for each of the results. results: {label: folder}. optional: what
-    may be missing.
-    Raises ImageError where something else is missing, with the command that makes it, or is of another size.
+    results: {label: folder}. A comparison leaves out what there is not, unless it is the photograph or a result.
+    Raises ImageError where something is missing, with the command that makes it, or is of another size.
     """
     images = {}
-    for label, what in columns.items():
+    for label, what in FIGURES[figure].items():
         if what in FOUND:
             images[label] = FOUND[what](rainy)
             continue
-        hint, folder = HINTS[what].format(dataset), Path(results[label] if what == "result" else f"{dataset}/{what}")
-        files = list_images(folder / stem if what == "sdr" else folder, hint, optional=what in optional)
-        name = next(iter(files)) if what == "sdr" else target_stem(files, stem) if what == "target" else stem
-        if name in files or what not in optional:
-            path = companion(files, f"{name}.png", folder, hint)
-            images[label] = read_mask(path) if what == "ldgp" else read_image(path)
+        hint = HINTS.get(what, README).format(dataset)
+        optional = figure == "comparison" and what not in ("input", "result")
+        for name, folder in (results if what == "result" else {label: Path(dataset, what)}).items():
+            files = list_images(Path(folder, stem) if what == "sdr" else folder, hint, optional)
+            file = next(iter(files)) if what == "sdr" else target_stem(files, stem) if what == "target" else stem
+            if optional and file not in files:
+                continue
+            path = companion(files, f"{file}.png", folder, hint)
+            images[name] = read_mask(path) if what == "ldgp" else read_image(path)
             if what == "input":
-                rainy, rainy_path = images[label], path
-            check_size(images[label], path, rainy, rainy_path)
+                rainy, rainy_path = images[name], path
+            check_size(images[name], path, rainy, rainy_path)
     return images
 
 
 def draw(figure, dataset, stems, results=None, width=WIDTH, detail=None):
     """A key of FIGURES for photographs of a data set: (H, W, 3) uint8 BGR. Raises ImageError as `load` does."""
-    results = results or {"derained": f"{dataset}/result"}
-    columns = {}
-    for label, what in FIGURES[figure].items():
-        columns.update(dict.fromkeys(results, what) if what == "result" else {label: what})
-    shown = [load(dataset, stem, columns, results, OPTIONAL if figure == "comparison" else ()) for stem in stems]
+    shown = [load(figure, dataset, stem, results or {"derained": f"{dataset}/result"}) for stem in stems]
     if figure == "comparison":
-        return join([compare(images, detail, width) for images in shown], axis=0, gap=16)
+        return stack([compare(images, detail, width) for images in shown], 2 * GAP)
     if figure == "ldgp":
         return grid(zip(*(images.values() for images in shown)), stems, width)
-    return grid([images.values() for images in shown], columns, width)
+    return grid([images.values() for images in shown], shown[0], width)
 
 
 def compare(images, detail=None, width=WIDTH):
@@ -140,23 +136,19 @@ def compare(images, detail=None, width=WIDTH):
     left, top = detail[:2] if detail else place_of_detail(rainy, others, side, tall)
     if side < 1 or left + side > wide or top + tall > high:
         raise ImageError(f"--detail {left} {top} {side}: not within {wide}x{high} pixels; name another")
-    scale = min(1, (width - 8 * (len(images) - 1)) / len(images) / wide)
-    shown = max(1, int(wide * scale)), max(1, int(high * scale))
-    pictures = [resize(image, *shown) for image in images.values()]
-    for picture in pictures:
-        corners = [(int(x * scale), int(y * scale)) for x, y in ((left, top), (left + side - 1, top + tall - 1))]
-        cv2.rectangle(picture, *corners, FRAME, 2)
-    details = [resize(image[top : top + tall, left : left + side], *shown) for image in images.values()]
+    scale = min(1, (width - GAP * (len(images) - 1)) / len(images) / wide)
+    corners = [(int(x * scale), int(y * scale)) for x, y in ((left, top), (left + side - 1, top + tall - 1))]
+    pictures = [cv2.rectangle(resize(image, wide * scale, high * scale), *corners, FRAME, 2) for image in images.values()]
+    window = slice(top, top + tall), slice(left, left + side)
+    details = [resize(image[window], wide * scale, high * scale) for image in images.values()]
     return grid([pictures, details], images, width)
 
 
 def place_of_detail(rainy, others, width, height):
     """(left, top) of the window in which a photograph and its other versions (H, W, 3), masks left out, differ most."""
-    change = sum(np.abs(rainy.astype(np.float64) - other).sum(axis=2) for other in others if other.ndim == 3)
-    sums = np.pad(change.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-    windows = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
-    top, left = np.unravel_index(windows.argmax(), windows.shape)
-    return int(left), int(top)
+    change = sum(cv2.absdiff(rainy, other).sum(axis=2, dtype=np.float64) for other in others if other.ndim == 3)
+    sums = cv2.boxFilter(change, -1, (width, height), anchor=(0, 0), normalize=False)  # of the window that starts there
+    return cv2.minMaxLoc(sums[: len(sums) - height + 1, : sums.shape[1] - width + 1])[3]
 
 
 def read_losses(path):
@@ -195,10 +187,10 @@ def main(args):
         places = args.loss_path or [f"./result_all/{Path(args.dataset_path).resolve().name}/loss.csv"]
         pictures = {"curve": draw_curve({place: read_losses(place) for place in places})}
     else:
-        inputs = list_images(Path(args.dataset_path) / "input", HINTS["input"])
+        inputs = list_images(Path(args.dataset_path) / "input", README)
         stems = args.images or (SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2])
         figures = ["masks", "before_after"] if args.figure == "readme" else [args.figure]
-        results = named_folders(args.result_path) if args.result_path else None
+        results = named_folders(args.result_path or [])
         pictures = {name: draw(name, args.dataset_path, stems, results, args.width, args.detail) for name in figures}
     Path(args.save_path).mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():

@@ -2,12 +2,13 @@
 import contextlib
 import math
 import sys
+from textwrap import shorten
 from typing import Callable, NamedTuple
 
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from utils.image import ImageError, uint8_to_tensor
+from utils.image import ImageError, check_image, uint8_to_tensor
 
 
 class Protocol(NamedTuple):
@@ -51,7 +52,8 @@ def psnr(image, target, protocol="rgb"):
     image, target: (H, W, 3) uint8 BGR. protocol: a key of `PROTOCOLS`; rgb is that of the Rain2Avoid papers, y that of most
     others. Raises ValueError for other shapes or types.
     """
-    check_pair(image, target)
+    check_image(image)
+    check_image(target)
     view = PROTOCOLS[protocol].view
     with np.errstate(divide="ignore"):
         return float(peak_signal_noise_ratio(view(target), view(image), data_range=255))
@@ -62,19 +64,12 @@ def ssim(image, target, protocol="rgb"):
 
     Raises ImageError for a side that is smaller than the protocol's window.
     """
-    check_pair(image, target)
+    check_image(image)
+    check_image(target)
     _, _, view, window, options = PROTOCOLS[protocol]
     if min(image.shape[:2]) < window:
         raise ImageError(f"{image.shape[1]}x{image.shape[0]} pixels is too small: this SSIM needs at least {window} a side")
     return float(structural_similarity(view(target), view(image), data_range=255, **options))
-
-
-def check_pair(image, target):
-    for array in (image, target):
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-            raise ValueError(f"scores are of (H, W, 3) uint8, not {array.shape} of {array.dtype}")
-    if image.shape != target.shape:
-        raise ValueError(f"the two images differ in size: {image.shape} and {target.shape}")
 
 
 def scores(image, target, protocols=tuple(PROTOCOLS)):
@@ -97,23 +92,19 @@ def extra_score(name):
         raise ImageError(f"--extra {name}: not scored, needs the package pyiqa; run: {INSTALL} ({error})") from None
     except Exception as error:  # of many kinds, by where its weights come from
         raise ImageError(f"--extra {name}: not scored, pyiqa could not load its weights, which it downloads the first time; "
-                         f"run it once with a connection ({short(error)})") from None
+                         f"run it once with a connection ({shorten(str(error), 100)})") from None
 
     def score(image, target=None):
         tensors = [uint8_to_tensor(array) for array in ((image, target) if EXTRA[name] else (image,))]
         try:
             value = float(metric(*tensors))
         except (RuntimeError, ValueError, AssertionError) as error:
-            raise ImageError(f"{name} cannot be computed ({short(error)}); leave out --extra {name}") from None
+            raise ImageError(f"{name} cannot be computed ({shorten(str(error), 100)}); leave out --extra {name}") from None
         if not math.isfinite(value):
             raise ImageError(f"{name} is {value} here; leave out --extra {name}")
         return value
 
     return score
-
-
-def short(error):
-    return " ".join(str(error).split())[:100]
 
 
 def mean_scores(rows):

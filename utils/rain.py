@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 
 import numpy as np
+import skimage.data
+from skimage.measure import block_reduce
 
 from utils import run
 from utils.image import check_image, png_bytes, write_bytes
@@ -76,17 +78,13 @@ def shrink(image, numerator, denominator):
 
     Exact, rounded to nearest, halves up. H * numerator and W * numerator must be multiples of the denominator.
     """
-    height, width = (side * numerator // denominator for side in image.shape[:2])
     large = image.repeat(numerator, axis=0).repeat(numerator, axis=1)
-    total = large.reshape(height, denominator, width, denominator, -1).sum(axis=(1, 3), dtype=np.int64)
-    area = denominator**2
+    total, area = block_reduce(large, (denominator, denominator, 1), np.sum), denominator**2
     return ((2 * total + area) // (2 * area)).astype(np.uint8)
 
 
 def demo_pair(name):
     """One photograph of the demo set as (rainy, clean), each (240, 320, 3) uint8 BGR. name: a key of `DEMO`."""
-    import skimage.data
-
     (top, left, height, width), fraction, seed, tilt = DEMO[name]
     photograph = getattr(skimage.data, name)()[top : top + height, left : left + width, ::-1]
     clean = shrink(photograph, *fraction)

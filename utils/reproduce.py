@@ -5,7 +5,7 @@
 Stop it whenever you like: called again, it goes on. Each run has folders of its own in the data set. The table,
 dataset/<dataset>/scores/scores.md and .csv, holds all that are there.
 """
-import os
+import filecmp
 import re
 import shlex
 import shutil
@@ -21,32 +21,29 @@ from utils.metrics import EXTRA
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = "sdrl", "sdrl_online", "sdrl_all"
+SUFFIX = {"paper": "", "fast": "_fast"}  # each recipe has folders of its own
 
 
 def first_images(data, limit):
-    """Make or mend data/limit_<limit>/, a data set of the first photographs and their clean ones, as links or copies."""
+    """Make or mend data/limit_<limit>/, a data set of copies: the first photographs and their clean ones."""
     inputs, targets = list_images(data / "input"), list_images(data / "target")
     chosen = list(inputs.values())[:limit]
     stems = dict.fromkeys(target_stem(targets, path.stem) for path in chosen)
     for name, paths in (("input", chosen), ("target", [targets[stem] for stem in stems if stem in targets])):
         folder = data / f"limit_{limit}" / name
         folder.mkdir(parents=True, exist_ok=True)
-        for path in set(folder.iterdir()) - {folder / path.name for path in paths}:
+        copies = {folder / path.name: path for path in paths}
+        for path in set(folder.iterdir()) - copies.keys():
             path.unlink()
-        for path in paths:
-            link, state = folder / path.name, path.stat()
-            if not link.exists() or (link.stat().st_size, link.stat().st_mtime_ns) != (state.st_size, state.st_mtime_ns):
-                link.unlink(missing_ok=True)
-                try:
-                    os.link(path, link)
-                except OSError:  # a file system without links
-                    shutil.copy2(path, link)
+        for copy, path in copies.items():
+            if not copy.exists() or not filecmp.cmp(path, copy):
+                shutil.copy2(path, copy)
     return data / f"limit_{limit}"
 
 
 def references(data, recipe):
-    """The commands that make masks and references, or layers and samples: each recipe has folders of its own."""
-    ldgp, sdr, fused = (f"{data}/{name}" + "_fast" * (recipe == "fast") for name in ("ldgp", "sdr", "sdr(fuse)"))
+    """The commands that make masks and references, or layers and samples."""
+    ldgp, sdr, fused = (f"{data}/{name}{SUFFIX[recipe]}" for name in ("ldgp", "sdr", "sdr(fuse)"))
     source = f"--input_path={data}/input", f"--recipe={recipe}"
     return [["ldgp.py", *source, f"--save_path={ldgp}"],
             ["sdr.py", *source, f"--ldgp_path={ldgp}", f"--save_path={sdr}", f"--fuse_save_path={fused}"]]
@@ -55,24 +52,23 @@ def references(data, recipe):
 def learning(data, method, recipe, backbone, flags):
     """The commands of one run. Its folders are named after all that sets it."""
     run_name = "_".join([method, recipe, backbone, *(re.sub(r"[^\w.=-]+", "-", flag.lstrip("-")) for flag in flags)])
-    source, result = ("ldgp" if method == "sdrl_online" else "sdr"), f"{data}/result_{run_name}"
+    source = f"--ldgp_path={data}/ldgp" if method == "sdrl_online" else f"--sdr_data_path={data}/sdr"
     command = [f"{method}.py", f"--rainy_data_path={data}", f"--recipe={recipe}", f"--backbone={backbone}",
-               f"--{source.replace('sdr', 'sdr_data')}_path={data}/{source}" + "_fast" * (recipe == "fast")]
+               source + SUFFIX[recipe]]
+    result, network = f"--result_path={data}/result_{run_name}", f"{data}/network_{run_name}"
     if method != "sdrl_all":
-        return [[*command, f"--result_path={result}", *flags]]
-    network = f"{data}/network_{run_name}"
-    test = ["test_all.py", f"--data_path={data}", f"--model_path={network}/model.pkl", f"--result_path={result}"]
+        return [[*command, result, *flags]]
+    of_both = [flag for flag in flags if flag.startswith(("--device=", "--tile_size=", "--amp"))]
     return [[*command, f"--model_save_dir={network}", f"--result_path={network}/training", *flags],
-            [*test, *(flag for flag in flags if flag.startswith(("--device=", "--tile_size=", "--amp")))]]
+            ["test_all.py", f"--data_path={data}", f"--model_path={network}/model.pkl", result, *of_both]]
 
 
 def check_flags(script, flags):
     """Raise ImageError where a learning stage does not take flags: it is called on a folder that is not there."""
-    nowhere = "no-such-data-set"
-    command = [sys.executable, ROOT / script, *flags, f"--rainy_data_path={nowhere}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if nowhere not in done.stderr:
-        raise ImageError(done.stderr.strip().rpartition("\n")[2] or f"{script}: cannot be run with {' '.join(flags)}")
+    command = [sys.executable, ROOT / script, *flags, "--rainy_data_path=no-such-data-set"]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    if "no-such-data-set" not in said:
+        raise ImageError(said.strip().rpartition("\n")[2] or f"{script}: cannot be run with {' '.join(flags)}")
 
 
 def main(args):

@@ -30,15 +30,15 @@ class Method(NamedTuple):
 def published(dataset, keys, images):
     """The published figures of a data set that have any of the scores `keys`: a list of `Method`, often empty.
 
-    Figures of a part of the data set, such as "1 to 40", are given where that part has `images` images.
+    Figures of its first images, "1 to 40", are given where `images` is their number.
     """
-    with PUBLISHED.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["dataset"] == dataset]
     found = []
-    for row in rows:
-        scores, (first, to, last) = {key: row[key] for key in keys if row.get(key)}, row["images"].partition(" to ")
-        if scores and (not to or int(last) - int(first) + 1 == images):
-            found.append(Method(row["method"], row["images"], scores, row["source"]))
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            scores = {key: row[key] for key in keys if row.get(key)}
+            fits = " to " not in row["images"] or row["images"] == f"1 to {images}"
+            if row["dataset"] == dataset and scores and fits:
+                found.append(Method(row["method"], row["images"], scores, row["source"]))
     return found
 
 
@@ -93,14 +93,15 @@ def image_table(results, keys, total):
     results: {method: {image: its scores}}. keys: one column's scores. total: how many images there should be.
     """
     images = dict.fromkeys(image for rows in results.values() for image in rows)
-    signs = {name: "+" * (name == "gain") for name in results}
-    lines = [["image", *results]]
-    for image in images:
-        lines.append([image, *(cell(rows.get(image, {}), keys, sign=signs[name]) for name, rows in results.items())])
     same = all(len(rows) == len(images) for rows in results.values())
-    number = f"{len(images)}" + f" of {total}" * (total != len(images)) if same else "those scored"
-    means = [cell(mean_scores(list(rows.values())), keys, sign=signs[name]) for name, rows in results.items()]
-    return [*lines, [f"mean of {number}", *means]]
+    part = "" if len(images) == total else f" of {total}"
+    last = f"mean of {len(images)}{part}" if same else "mean of those scored"
+    by_column = [["image", *images, last]]
+    for name, rows in results.items():
+        sign = "+" if name == "gain" else ""
+        cells = [cell(rows.get(image, {}), keys, sign=sign) for image in images]
+        by_column.append([name, *cells, cell(mean_scores(list(rows.values())), keys, sign=sign)])
+    return list(zip(*by_column))
 
 
 def markdown(lines):
