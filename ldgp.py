@@ -390,7 +390,7 @@ def remark(rain):
 
 def add_strength_flag(parser):
     parser.add_argument("--strength", type=run.number(float, 0.1, 100), default=1.0,
-                        help="fast: above 1, say 2, more is taken for rain: fewer streaks stay, and more texture goes")
+                        help="fast: above 1, say 1.5, more is taken for rain: fewer streaks stay, and more texture goes")
 
 
 def main(args):
