@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from sdr import write_references
 from utils.image import read_image, write_bytes
 from utils.results import Results, alone_in
 
-from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PATIENCE, PLACES, ROOT, SDR, SDRL, SHORT, TEST, complaint,
+from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PATIENCE, PLACES, ROOT, SDR, SDRL, SHORT, STAGES, TEST, complaint,
                       complaints, data_set, each_stage, files, name_of, photograph, results, stage, write_png)
 
 OTHER = {LDGP: "--kernel_size=7", SDR: "--seed=1", SDRL: "--seed=4", ONLINE: "--K=5", ALL: "--lr=0.01", TEST: "--amp"}
@@ -40,6 +39,13 @@ def again(command, folder, flags="", **options):
     return stage(command, f"{SHORT[command]} {flags}", folder, **options)
 
 
+def begun(command, flags, folder, **options):
+    """A process that has begun to run a command line."""
+    words = shlex.split(f"{command} {SHORT[command]} {flags}")[2:]
+    return subprocess.Popen([sys.executable, ROOT / name_of(command), *words], cwd=folder, env={**os.environ, **ONE_THREAD},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
 @pytest.fixture
 def done(chain, copy):
     """The copy in which nothing but a stage's own results is in its folders: a function of the command."""
@@ -49,8 +55,8 @@ def done(chain, copy):
             shutil.rmtree(copy / DATA / "result")
         if command in (SDRL, ONLINE):
             again(command, copy)
-        shutil.rmtree(copy / DATA / "result/earlier-1", ignore_errors=True)
-        shutil.rmtree(copy / DATA / "result/earlier-2", ignore_errors=True)
+        for number in (1, 2):
+            shutil.rmtree(copy / DATA / f"result/earlier-{number}", ignore_errors=True)
         assert results(copy, command) == chain[2][command]
         return copy
 
@@ -223,59 +229,44 @@ def test_progress_that_is_none(copy):
 # ---- killed, stopped, disks that are full
 
 
-def repeat(folder, how, times, command, flags=""):
-    """Run tests/killing.py, which checks what each of so many runs that are ended leaves."""
-    outputs = ",".join([*PLACES[command], *[f"{DATA}/ldgp"] * (command == ONLINE)])
-    if command == ONLINE:
-        shutil.rmtree(folder / DATA / "ldgp")
-    for place in outputs.split(","):
-        shutil.rmtree(folder / place, ignore_errors=True)
+@pytest.mark.parametrize("command, how, flags, times", [
+    (LDGP, "KILL", "", 6), (SDR, "KILL", "", 6), (SDR, "INT", "", 6), (LDGP, "TERM", "", 6),
+    (ONLINE, "KILL", "--recipe=fast --steps=0", 6),
+    *[pytest.param(command, how, {ALL: "--save_every=1", TEST: "--model_path=model.pkl"}.get(command, ""), 50,
+                   marks=pytest.mark.long) for command in STAGES for how in ("KILL", "INT", "TERM")]])
+def test_ended_at_random_moments(copy, command, how, flags, times):
+    """Runs tests/killing.py, which checks what each of so many runs that are ended leaves."""
+    outputs = [*PLACES[command], *[f"{DATA}/ldgp"] * (command == ONLINE)]
+    if command == TEST:
+        shutil.move(copy / "result_all/Rain100L/model.pkl", copy / "model.pkl")
+    for place in outputs:
+        shutil.rmtree(copy / place, ignore_errors=True)
     words = shlex.split(f"{command} {SHORT[command]} {flags}")[1:]
-    done = subprocess.run([sys.executable, ROOT / "tests/killing.py", how, str(times), outputs, *words], cwd=folder,
+    done = subprocess.run([sys.executable, ROOT / "tests/killing.py", how, str(times), ",".join(outputs), *words], cwd=copy,
                           env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("command, how, flags", [(LDGP, "KILL", ""), (SDR, "KILL", ""), (SDR, "INT", ""), (LDGP, "TERM", ""),
-                                                 (ONLINE, "KILL", "--recipe=fast --steps=0")])
-def test_ended_at_random_moments(copy, command, how, flags):
-    repeat(copy, how, 6, command, flags)
+@pytest.mark.parametrize("command, flags, number, ready", [
+    (ALL, "--workers=2 --epoch=100000 --save_every=1 --model_save_dir=elsewhere", signal.SIGINT,
+     lambda folder: (folder / "elsewhere/resume.pkl").exists()),
+    (SDRL, "--steps=100000 --overwrite", signal.SIGTERM, lambda folder: not list((folder / DATA / "result").glob("*.png")))],
+    ids=["Ctrl-C", "kill"])
+def test_a_run_that_is_ended_says_one_line(copy, command, flags, number, ready):
+    """The terminal sends Ctrl-C to the workers as well; none of them shows a traceback, and none stays.
 
-
-@pytest.mark.long
-@pytest.mark.parametrize("how", ["KILL", "INT", "TERM"])
-@each_stage
-def test_ended_at_random_moments_fifty_times(copy, command, how):
-    if command == TEST:
-        shutil.move(copy / "result_all/Rain100L/model.pkl", copy / "model.pkl")
-    repeat(copy, how, 50, command, {ALL: "--save_every=1", TEST: "--model_path=model.pkl"}.get(command, ""))
-
-
-def test_control_c_while_workers_prepare_crops(copy):
-    """The terminal sends it to the workers as well; none of them shows a traceback, and none stays."""
-    words = shlex.split(f"{ALL} {SHORT[ALL]} --workers=2 --epoch=100000 --save_every=1 --model_save_dir=elsewhere")[2:]
-    process = subprocess.Popen([sys.executable, ROOT / "sdrl_all.py", *words], cwd=copy, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, **ONE_THREAD}, start_new_session=True)
+    A shell without a terminal lets processes in the background ignore Ctrl-C; the plain kill of a system ends them.
+    """
+    process = begun(command, flags, copy, start_new_session=True,
+                    preexec_fn=lambda: number == signal.SIGTERM and signal.signal(signal.SIGINT, signal.SIG_IGN))
     until = time.monotonic() + PATIENCE
-    while not (copy / "elsewhere/resume.pkl").exists() and time.monotonic() < until and process.poll() is None:
+    while not ready(copy) and time.monotonic() < until and process.poll() is None:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     said = process.communicate(timeout=PATIENCE)[1]
     again_words = "what is written is whole, and the same command goes on from there"
-    assert process.returncode == 130 and said.splitlines()[-1] == f"sdrl_all.py: stopped; {again_words}", said
+    assert process.returncode == 130 and said.splitlines()[-1] == f"{name_of(command)}: stopped; {again_words}", said
     assert "Traceback" not in said
-
-
-def test_kill_ends_what_a_shell_has_put_in_the_background(copy):
-    """A shell without a terminal lets such processes ignore Ctrl-C; the plain kill of a system must end them none the less."""
-    words = shlex.split(f"{SDRL} --steps=100000 --backbone=DnCNN --overwrite")[2:]
-    process = subprocess.Popen([sys.executable, ROOT / "sdrl.py", *words], cwd=copy, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, **ONE_THREAD}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
-    until = time.monotonic() + PATIENCE
-    while list((copy / DATA / "result").glob("*.png")) and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.02)
-    process.terminate()
-    assert "sdrl.py: stopped; " in process.communicate(timeout=PATIENCE)[1] and process.returncode == 130
 
 
 def failing(patch, number, code=errno.ENOSPC):
@@ -321,25 +312,13 @@ def test_a_disk_that_fills_at_every_write(done, command):
     assert number > 3 and not earlier(folder)
 
 
-def test_a_write_that_fails_leaves_the_old_files(tmp_path):
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     write_bytes(tmp_path / "x.png", b"old")
-    write_references([photograph(8, 8, n) for n in range(3)], tmp_path / "x")
-    before = files(tmp_path)
     for number in (1, 2):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="x.png"):
             failing(patch, number)
             write_bytes(tmp_path / "x.png", b"new")
-        assert files(tmp_path) == before
-
-    def broken():
-        yield photograph(8, 8, 9)
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        write_references(broken(), tmp_path / "x")
-    assert files(tmp_path) == before and len(before) == 4
-    write_references([photograph(8, 8, 4)], tmp_path / "x")
-    assert set(files(tmp_path)) == {"x.png", "x/0.png"}
+        assert files(tmp_path) == {"x.png": b"old"}
 
 
 def test_a_name_that_the_disk_refuses_fails_alone(copy, monkeypatch):
@@ -388,11 +367,8 @@ def test_two_processes_on_one_folder_share_the_work(tmp_path):
     expected = {part: files(place / part) for part in ("sdr", "sdr(fuse)")}
     for part in expected:
         shutil.rmtree(place / part)
-    words = [sys.executable, str(ROOT / "sdr.py"), *shlex.split(f"{SDR} --sdr_num=20")[2:]]
-    started = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE,
-                                env={**os.environ, **ONE_THREAD}) for _ in range(2)]
     made = []
-    for process in started:
+    for process in [begun(SDR, "--sdr_num=20", tmp_path) for _ in range(2)]:
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0 and out.startswith("sdr.py: 12 images, 0 failed, ") and "moved to" not in err, err
         made += re.findall(r"sdr\.py: (p\d+)\.png", err)
