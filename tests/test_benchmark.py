@@ -1,7 +1,7 @@
 """The benchmark runs and prints what it measured; how fast anything is, no test asserts."""
 import pytest
 
-from conftest import inside, photograph, write_png
+from conftest import complaint, inside, photograph, write_png
 
 
 @pytest.fixture
@@ -34,5 +34,4 @@ def test_a_step_of_learning_is_measured_by_recipe(data):
 
 
 def test_a_missing_data_set_is_one_line(tmp_path):
-    done = inside("utils.benchmark", "ldgp", "--data_path", tmp_path / "nowhere", ok=False)
-    assert len(done.stderr.splitlines()) == 1 and "name a data set with --data_path" in done.stderr
+    complaint(inside("utils.benchmark", "ldgp", "--data_path", tmp_path / "nowhere", ok=False), "data set with --data_path")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from models import BACKBONES, build
 from models.drsformer import Step, TopKAttention
-from models.layers import ChannelAttention, LayerNorm, mirror, pad_to_multiple
+from models.layers import ChannelAttention, LayerNorm
 
 PARAMETERS = {"Unet": 4539988, "ResNet": 13998147, "DnCNN": 558336, "Restormer": 26126644, "DRSFormer": 15609136}
 MULTIPLE = {"Unet": 16, "ResNet": 32, "DnCNN": 1, "Restormer": 8, "DRSFormer": 8}
@@ -84,24 +84,19 @@ def test_golden_outputs(name, reference):
     assert np.abs(training - expected).max() <= most
 
 
-# --- registry ------------------------------------------------------------------------------------------------------
-
-def test_registry():
-    assert list(BACKBONES) == ["Unet", "ResNet", "DnCNN", "Restormer", "DRSFormer"]
-    with pytest.raises(ValueError, match="^unknown backbone 'unet'.*Unet, ResNet, DnCNN, Restormer, DRSFormer$"):
-        build("unet")
-
+# --- sizes ---------------------------------------------------------------------------------------------------------
 
 @every_backbone
 def test_parameter_count_and_residual_names(name):
     plain, residual = build(name), build(name, residual=True)
+    assert list(BACKBONES) == list(PARAMETERS)
     assert isinstance(plain, BACKBONES[name]) and sum(p.numel() for p in plain.parameters()) == PARAMETERS[name]
     assert [(k, v.shape) for k, v in plain.state_dict().items()] == [(k, v.shape) for k, v in residual.state_dict().items()]
     if name not in CNNS:  # nothing but parameters, or published checkpoints would not load
         assert list(plain.state_dict()) == [key for key, _ in plain.named_parameters()]
+    with pytest.raises(ValueError, match=f"^unknown backbone '{name.lower()}'.*Unet, ResNet, DnCNN, Restormer, DRSFormer$"):
+        build(name.lower())
 
-
-# --- sizes ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name, shape", SHAPES)
 @pytest.mark.parametrize("training", [False, True])
@@ -116,21 +111,6 @@ def test_any_size_is_the_crop_of_the_unpadded_network_on_the_reflected_image(nam
     monkeypatch.setattr(module, "pad_to_multiple", lambda x, *args, **kwargs: x)
     assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all() and not torch.equal(y, x)
     assert torch.equal(y, run(model, mirrored(x, height, width), training)[..., : size[0], : size[1]])
-
-
-def test_pad_to_multiple_is_numpys_reflection():
-    for size, padded in np.ndindex(9, 33):
-        if 0 < size <= padded:
-            assert np.array_equal(mirror(size, padded), np.pad(np.arange(size), (0, padded - size), mode="reflect"))
-    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.uint8):
-        x = (rain(2, 3, 3, 20) * 255).to(dtype)
-        padded = pad_to_multiple(x, 16)
-        assert padded.dtype == dtype and torch.equal(padded.double(), mirrored(x.double(), 16, 32))
-    x = rain(1, 3, 16, 16)
-    assert pad_to_multiple(x, 16) is x
-    assert torch.equal(pad_to_multiple(x, 16, batch_norm=True), mirrored(x, 32, 32))
-    x = rain(2, 3, 16, 16)
-    assert pad_to_multiple(x, 16, batch_norm=True) is x
 
 
 # --- learning ------------------------------------------------------------------------------------------------------
