@@ -90,21 +90,6 @@ def test_a_given_flag_wins_over_the_recipe(given, expected):
     assert PAPER[:7] == (100, 0, 1e-3, False, 0, 0, 1) and PAPER.seed == 3
 
 
-def test_same_seed_same_bytes_and_another_seed_others():
-    rainy, mask = smooth(40, 40), np.zeros((40, 40), np.uint8)
-    mask[::3, 5:30] = 255
-
-    def learn(online, seed):
-        recipe = PAPER._replace(seed=seed, steps=3, crop_size=24)
-        model = sdrl.fresh_model("Unet", recipe=recipe)
-        return (sdrl_online.derain_online(model, rainy, mask, recipe) if online else
-                sdrl.derain(model, rainy, references_of(rainy), recipe))
-
-    for online in (False, True):
-        assert np.array_equal(learn(online, 3), learn(online, 3)) and not np.array_equal(learn(online, 3), learn(online, 4))
-    assert not np.array_equal(learn(True, 3), learn(False, 3))
-
-
 def test_references_are_read_in_string_order(tmp_path):
     for number in range(12):
         write_png(tmp_path / f"{number}.png", np.full((4, 5, 3), number, np.uint8))

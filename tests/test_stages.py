@@ -248,8 +248,8 @@ def test_flags_change_what_they_say(small):
              "--steps=3 --crop_size=16 --batch_size=2", "--steps=3 --lr=0.01", "--steps=3 --seed=4"]
     seen = {result(f"{SDRL} --backbone=DnCNN", flags) for flags in rates}
     assert len(seen) == len(rates)
-    for same in ("--steps=2", "--steps=2 --tile_size=256 --device=cpu --recipe=paper"):
-        assert result(f"{SDRL} --backbone=DnCNN", same) in seen  # as --epoch=1 with two references
+    for same in ("--steps=2", "--steps=2 --tile_size=256 --device=cpu --recipe=paper", "--steps=3 --crop_size=16"):
+        assert result(f"{SDRL} --backbone=DnCNN --overwrite", same) in seen  # the first as --epoch=1 with two references
     data_set(small, bois=photograph(40, 56, 3))
     flags = ["", "--no-identity", "--batch_size=1", "--crop_size=8", "--average=0", "--lr=0.01", "--steps=4", "--seed=4"]
     assert len({result(ONLINE, f"--recipe=fast --steps=3 --lr=0.003 --average=0.5 {flag}") for flag in flags}) == len(flags)
