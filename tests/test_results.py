@@ -67,34 +67,28 @@ def done(chain, copy):
 
 
 @each_stage
-def test_the_same_command_again_does_nothing_again(done, command):
+def test_the_same_command_again_does_nothing_again_but_with_overwrite(done, command):
     """Also where the data set was moved as a whole; a result that is missing is made again, alone."""
     folder = done(command)
-    before = stamps(folder)
+    before, expected = stamps(folder), results(folder, command)
     said = again(command, folder)
     assert stamps(folder) == before
     assert f"{name_of(command)}: 2 images, 0 failed, 2 done before, nothing done, results in " in said.stdout
     assert complaints(said) == ["sdrl_all.py: goes on after epoch 3 of result_all/Rain100L/resume.pkl"] * (command == ALL)
-    expected, result = results(folder, command), folder / PLACES[command][-1] / "rue.png"
-    result.unlink()
+    said = again(command, folder, "--overwrite")
+    now = stamps(folder)
+    assert all(now[name] != before[name] for name in expected) and now.keys() == before.keys()
+    assert results(folder, command) == expected and "done before" not in said.stdout and not complaints(said)
+
+    (folder / PLACES[command][-1] / "rue.png").unlink()
     (folder / "moved").mkdir()
     for part in ("dataset", "result_all"):
         (folder / part).rename(folder / "moved" / part)
     said = again(command, folder / "moved")
     assert "2 images, 0 failed, 1 done before, " in said.stdout and not earlier(folder)
     assert results(folder / "moved", command) == expected
-
-
-@each_stage
-def test_overwrite_does_everything_again(done, command):
-    folder = done(command)
-    before, expected = stamps(folder), results(folder, command)
-    said = again(command, folder, "--overwrite")
-    now = stamps(folder)
-    assert all(now[name] != before[name] for name in expected) and now.keys() == before.keys()
-    assert results(folder, command) == expected and "done before" not in said.stdout and not complaints(said)
-    again(command, folder, f"--overwrite {OTHER[command]}")
-    assert results(folder, command).keys() == expected.keys() and stamps(folder).keys() == before.keys()
+    again(command, folder / "moved", f"--overwrite {OTHER[command]}")
+    assert results(folder / "moved", command).keys() == expected.keys() and stamps(folder / "moved").keys() == before.keys()
 
 
 @each_stage
@@ -312,16 +306,16 @@ def test_a_disk_that_fills_at_every_write(done, command):
     assert number > 3 and not earlier(folder)
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    write_bytes(tmp_path / "x.png", b"old")
+def test_a_write_that_fails_leaves_the_old_file(copy, monkeypatch):
+    """And one whose name the disk refuses fails alone."""
+    write_bytes(copy / "x.png", b"old")
+    before = files(copy)
     for number in (1, 2):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="x.png"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="x.png"):
             failing(patch, number)
-            write_bytes(tmp_path / "x.png", b"new")
-        assert files(tmp_path) == {"x.png": b"old"}
+            write_bytes(copy / "x.png", b"new")
+        assert files(copy) == before
 
-
-def test_a_name_that_the_disk_refuses_fails_alone(copy, monkeypatch):
     def refuse(path, data, write=Path.write_bytes):
         if "rue" in path.name:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -336,21 +330,18 @@ def test_a_name_that_the_disk_refuses_fails_alone(copy, monkeypatch):
 # ---- two at once
 
 
-def test_one_process_at_a_time_prepares_a_folder(tmp_path):
-    write_png(tmp_path / "input/rue.png", photograph(36, 44, 1))
-    results = Results("ldgp.py", tmp_path / "ldgp", {}, {"input": tmp_path / "input"})
-    (tmp_path / "ldgp").mkdir()
-    other = threading.Thread(target=results.prepare, args=([tmp_path / "input/rue.png"],))
-    with alone_in(tmp_path / "ldgp"):
+def test_locks_and_file_systems_without_them(copy, monkeypatch):
+    """One process at a time prepares a folder. Without locks, every process does the work: none seems to be at it."""
+    prepared = Results("ldgp.py", copy / "masks", {}, {"input": copy / DATA / "input"})
+    (copy / "masks").mkdir()
+    other = threading.Thread(target=prepared.prepare, args=([copy / DATA / "input/rue.png"],))
+    with alone_in(copy / "masks"):
         other.start()
         other.join(0.2)
-        assert other.is_alive() and not (tmp_path / "ldgp/run.json").exists()
+        assert other.is_alive() and not (copy / "masks/run.json").exists()
     other.join(PATIENCE)
-    assert (tmp_path / "ldgp/run.json").exists()
+    assert (copy / "masks/run.json").exists()
 
-
-def test_without_locks_every_process_does_the_work(copy, monkeypatch):
-    """Some file systems of clusters have none; that must not read as if another process were at every photograph."""
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 

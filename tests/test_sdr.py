@@ -131,6 +131,7 @@ SMALL = {"content": 1, "height": 9, "width": 9, "levels": 256, "clear": 1, "bloc
 @example(**{**SMALL, "height": 1, "width": 1})
 @example(**{**SMALL, "block": (1, 1, 9, 9), "K": 3})  # most pixels have no candidates
 @example(**{**SMALL, "block": (1, 1, 8, 8), "k": 1})  # the compared window grows
+@example(**{**SMALL, "block": (8, 0, 9, 9), "K": 17, "pow": 0, "sdr_num": 50})  # the number of a place exceeds a byte
 @example(**{**SMALL, "block": (0, 0, 9, 5), "levels": 1})  # black on black
 def test_every_reference_is_the_literal_one(content, height, width, levels, clear, block, solid, viewed, **options):
     mask = speckled(content, height, width, clear) | rectangle(height, width, *block, value=solid)
