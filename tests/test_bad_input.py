@@ -25,9 +25,6 @@ def some(*commands):
     return pytest.mark.parametrize("command", commands, ids=name_of)
 
 
-# ---- folders
-
-
 @each_stage
 def test_no_photographs(copy, command):
     """A missing folder, and one in which nothing is a photograph."""
@@ -64,9 +61,6 @@ def test_results_where_they_cannot_be(copy, command, monkeypatch):
             done = stage(command, f"{SHORT[command]} --{flag}=closed", copy, ok=False)
             complaint(done, f" closed: no permission to write there; name another folder with --{flag}")
     assert files(copy) == before
-
-
-# ---- one bad image among others
 
 
 @each_stage
@@ -111,9 +105,6 @@ def test_a_side_below_32_pixels_has_no_mask(copy, command):
     done = stage(command, f"{SHORT[command]} --overwrite", copy, ok=False)
     complaint(done, f"failed: {DATA}/input/klein.png: ", "60x31", "at least 32")
     assert done.stdout.startswith(f"{name_of(command)}: 3 images, 1 failed, ") and not (copy / DATA / "ldgp/klein.png").exists()
-
-
-# ---- what an earlier stage should have made
 
 
 def pasted(line, copy):
@@ -173,9 +164,6 @@ def test_what_was_made_for_something_else_is_not_used(copy, command, folder):
     stage(command, f"{SHORT[command]} {place} --overwrite", copy)
 
 
-# ---- interruptions
-
-
 @some(LDGP, ONLINE)
 def test_control_c_and_running_out_of_memory(copy, monkeypatch, command):
     """The first stops the run, the second fails the image with some advice; both within a line."""
@@ -191,8 +179,6 @@ def test_control_c_and_running_out_of_memory(copy, monkeypatch, command):
         assert done.returncode == code and lines and all(words in line for line in lines), lines
         assert not files(copy / PLACES[command][0])
 
-
-# ---- flags
 
 ANY = {"seed": ["-1", "x", "1.5", "9" * 20], "tile_size": ["0", "-1", "255"], "lr": ["-1", "nan", "inf", "1e31"]}
 NSS = {"sdr_num": ["0", "-1", "x", "100001"], "K": ["0", "1.5", "256"], "k": ["0", "-1", "2", "257"],
@@ -270,9 +256,6 @@ def test_every_flag_with_every_nasty_value(copy, command):
         done = stage(command, f"{SHORT[command]} '--{flag}={value}'", copy, ok=None)
         assert "Traceback" not in done.stderr and done.returncode in (0, 1, 2), (flag, value, done.stderr)
         assert done.returncode == 0 or done.stderr.strip()
-
-
-# ---- functions
 
 
 MODEL, GOOD = torch.nn.Conv2d(3, 3, 1), np.zeros((40, 40, 3), np.uint8)

@@ -83,9 +83,6 @@ def test_every_orientation_is_read_as_it_is_shown(tmp_path, orientation, extensi
     assert image.shape == shown.shape and abs(image.astype(int) - shown).mean() < 2
 
 
-# ---- what a folder of photographs may hold, through the stages
-
-
 def test_formats_and_names_through_the_stages(tmp_path):
     """Found by extension, joined by name, upright; grey stays grey; alpha, EXIF, colour profile and dpi are kept."""
     source = data_set(tmp_path) / "input"
@@ -169,9 +166,6 @@ def test_links_are_followed_when_read_and_replaced_when_written(tmp_path):
     lines = complaints(stage(LDGP, "--overwrite", tmp_path, ok=False))
     assert len(lines) == 2 and "loop.png: cannot be read" in lines[0] and "nothing.png: no such file" in lines[1]
     assert files(outside) == before and not (place / "ldgp/link.png").is_symlink()
-
-
-# ---- spoilt files
 
 
 def spoilt(data, chance):

@@ -6,11 +6,11 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from utils.image import ImageError, list_images, read_image
-from utils.metrics import PROTOCOLS, luma, mean_scores, psnr, rounded_luma, scores, ssim
+from utils.metrics import luma, mean_scores, psnr, rounded_luma, scores, ssim
 
 from conftest import noise
 
@@ -64,15 +64,6 @@ def test_luma_is_rounded_halves_up(bgr):
     pixel = np.array([[bgr]], np.uint8)
     assert rounded_luma(pixel)[0, 0] == math.floor(exact + Fraction(1, 2))
     assert luma(pixel)[0, 0] == pytest.approx(float(exact), abs=1e-9)
-
-
-@settings(max_examples=20)
-@given(st.integers(0, 1000), st.sampled_from(list(PROTOCOLS)))
-def test_scores_are_symmetric_and_bounded(seed, protocol):
-    image, other = noise(seed), near(noise(seed), seed + 1)
-    assert psnr(image, other, protocol) == psnr(other, image, protocol) > 0
-    assert ssim(image, other, protocol) == pytest.approx(ssim(other, image, protocol), abs=1e-12)
-    assert ssim(image, other, protocol) < 1
 
 
 def test_psnr_of_a_known_error():

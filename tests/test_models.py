@@ -53,8 +53,6 @@ def mirrored(x, height, width):
     return torch.from_numpy(np.pad(x.numpy(), pad, mode="reflect")).clone()
 
 
-# --- golden --------------------------------------------------------------------------------------------------------
-
 @every_backbone
 def test_golden_parameters(name, reference):
     expected = json.loads((reference / "golden" / "backbones" / f"{name}_parameters.json").read_text())
@@ -84,8 +82,6 @@ def test_golden_outputs(name, reference):
     assert np.abs(training - expected).max() <= most
 
 
-# --- sizes ---------------------------------------------------------------------------------------------------------
-
 @every_backbone
 def test_parameter_count_and_residual_names(name):
     plain, residual = build(name), build(name, residual=True)
@@ -112,8 +108,6 @@ def test_any_size_is_the_crop_of_the_unpadded_network_on_the_reflected_image(nam
     assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all() and not torch.equal(y, x)
     assert torch.equal(y, run(model, mirrored(x, height, width), training)[..., : size[0], : size[1]])
 
-
-# --- learning ------------------------------------------------------------------------------------------------------
 
 @every_backbone
 def test_gradient_reaches_every_parameter(name):
@@ -150,8 +144,6 @@ def test_images_of_a_batch_do_not_mix(name):
     y, alone = run(model, x), torch.cat([run(model, x[:1]), run(model, x[1:])])
     torch.testing.assert_close(y, alone, rtol=0, atol=1e-9 * float(y.abs().max()))
 
-
-# --- literal versions ----------------------------------------------------------------------------------------------
 
 def randomised(module, seed=0):
     generator = torch.Generator().manual_seed(seed)

@@ -237,7 +237,8 @@ def test_ended_at_random_moments(copy, command, how, flags, times):
         shutil.rmtree(copy / place, ignore_errors=True)
     words = shlex.split(f"{command} {SHORT[command]} {flags}")[1:]
     done = subprocess.run([sys.executable, ROOT / "tests/killing.py", how, str(times), ",".join(outputs), *words], cwd=copy,
-                          env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, timeout=PATIENCE)
+                          env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+                          timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
