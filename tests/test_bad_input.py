@@ -231,11 +231,11 @@ def test_what_argparse_cannot_know(copy):
     assert files(copy) == before
 
 
-def test_the_shell_sees_the_same(copy, script):
-    done = from_shell(script, "python sdr.py --k=4", "", copy, ok=False)
+def test_the_shell_sees_the_same(copy):
+    done = from_shell("python sdr.py --k=4", "", copy, ok=False)
     assert done.stderr == "sdr.py: argument --k: '4' is not a whole number from 1 to 255 and odd (see --help)\n"
     assert (done.returncode, done.stdout) == (2, "")
-    done = from_shell(script, "python ldgp.py --input_path=nowhere", "", copy, ok=False)
+    done = from_shell("python ldgp.py --input_path=nowhere", "", copy, ok=False)
     assert done.stderr == ("ldgp.py: nowhere: no such folder; put the photographs there, "
                            "or name their folder with --input_path\n")
     assert (done.returncode, done.stdout) == (1, "")

@@ -7,7 +7,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from utils.image import read_image, read_mask
 
-from conftest import complaint, inside, photograph, write_png
+from conftest import complaint, inside, photograph, script, write_png
 
 EXIF = Image.Exif()
 EXIF.update({0x0112: 6, 0x010F: "Maker"})  # to be turned upright by a quarter
@@ -129,7 +129,7 @@ def test_a_photograph_that_another_process_is_at_is_left_to_it(folder):
     assert derain(folder, "photos")[1].startswith("2 images, 0 failed, 1 done before, ")
 
 
-def test_it_runs_from_the_shell(script, folder):
+def test_it_runs_from_the_shell(folder):
     done = script("-m", "utils.derain", "photos/rue.png", cwd=folder)
     assert done.stdout.startswith("derain.py: 1 images, 0 failed, ")
     assert len(script("-m", "utils.derain", cwd=folder, ok=False).stderr.splitlines()) == 1

@@ -135,7 +135,7 @@ NAMES = ["two words", " lead", "trail ", "-rf", "--help", "[x] (y) {z} *?", "sdr
          "\udcff\udcfe"]
 
 
-def test_names_that_nobody_expects(tmp_path, script):
+def test_names_that_nobody_expects(tmp_path):
     """All of them go through the stages, each under its own name, and what is printed is one line a message."""
     place = data_set(tmp_path, **{name: photograph(33, 35, seed) for seed, name in enumerate(NAMES)})
     for command in (LDGP, f"{SDR} --sdr_num=1"):
@@ -146,7 +146,7 @@ def test_names_that_nobody_expects(tmp_path, script):
         assert set(os.listdir(place / folder)) == {"run.json", *(f"{name}.png" for name in NAMES)}
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/new\nline\x1b[31m\udcff.png").write_text("x")
-    done = from_shell(script, LDGP, "--input_path=bad", tmp_path, ok=False)
+    done = from_shell(LDGP, "--input_path=bad", tmp_path, ok=False)
     complaint(done, "ldgp.py: failed: bad/new\\nline\\x1b[31m\\udcff.png: not an image that can be read")
     line = complaint(stage(LDGP, "--input_path='no\nwhere'", tmp_path, ok=False), "ldgp.py: no\\nwhere: no such folder")
     assert one_line(line) == line

@@ -63,9 +63,6 @@ def done(chain, copy):
     return of
 
 
-# ---- the same command again, and another one
-
-
 @each_stage
 def test_the_same_command_again_does_nothing_again_but_with_overwrite(done, command):
     """Also where the data set was moved as a whole; a result that is missing is made again, alone."""
@@ -170,9 +167,6 @@ def test_a_photograph_called_like_a_folder_of_what_was_moved(tmp_path):
     assert set(os.listdir(place / "sdr(fuse)/earlier-1")) == {"run.json", "earlier-1.png", "x.png"}
 
 
-# ---- a training that goes on
-
-
 def test_a_training_goes_on_as_if_it_had_not_been_interrupted(copy):
     """Bit for bit, with workers or without, whichever of its files a kill has left, with or without the cache."""
     saved, result = copy / "result_all/Rain100L", copy / DATA / "result"
@@ -218,9 +212,6 @@ def test_progress_that_is_none(copy):
         before = files(copy)
         line = complaint(again(ALL, copy, ok=False), "sdrl_all.py: result_all/Rain100L/resume.pkl: ", words)
         assert files(copy) == before and ("--overwrite" in line or "weights" in words)
-
-
-# ---- killed, stopped, disks that are full
 
 
 @pytest.mark.parametrize("command, how, flags, times", [
@@ -326,9 +317,6 @@ def test_a_write_that_fails_leaves_the_old_file(copy, monkeypatch):
     said = stage(LDGP, "--overwrite", copy, ok=False)
     complaint(said, f"failed: {DATA}/input/rue.png: File name too long")
     assert "2 images, 1 failed" in said.stdout and set(files(copy / DATA / "ldgp")) == {"lac.png"}
-
-
-# ---- two at once
 
 
 def test_locks_and_file_systems_without_them(copy, monkeypatch):

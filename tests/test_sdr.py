@@ -50,23 +50,18 @@ def drawn_by(sampler, source, uniform):
         return fresh(sampler, source, 1)[0]
 
 
-# ---- published results
-
-
-@pytest.fixture(scope="module")
-def cases(reference):
-    """The eight small published cases: {name: (rainy, mask, references, parameters)}."""
-    arrays = np.load(reference / "golden/nss_cases.npz")
-    parameters = json.loads((reference / "golden/nss_cases.json").read_text())
-    assert len(parameters) == 8
-    return {name: (*(arrays[f"{name}/{part}"] for part in ("rainy_bgr", "mask", "references_bgr")), options)
-            for name, options in parameters.items()}
-
-
-def test_published_cases(cases):
-    for name, (rainy, mask, references, options) in cases.items():
+def test_published_cases(reference):
+    """The eight small ones; also where each pixel draws for itself, from the published numbers."""
+    arrays, cases = np.load(reference / "golden/nss_cases.npz"), json.loads((reference / "golden/nss_cases.json").read_text())
+    assert len(cases) == 8
+    for name, options in cases.items():
+        rainy, mask, references = (arrays[f"{name}/{part}"] for part in ("rainy_bgr", "mask", "references_bgr"))
         assert np.array_equal(sample_references(rainy, mask, **options), references), name
         assert np.array_equal(literal.references(rainy, mask, **options), references), name
+        sampler = Sampler(rainy, mask, **{key: value for key, value in options.items() if key != "sdr_num"})
+        for n, uniform in enumerate(np.random.RandomState(0).random_sample(len(references))):
+            for source in ("numpy", *DEVICES):
+                assert np.array_equal(drawn_by(sampler, source, uniform), references[n]), (name, n, source)
 
 
 @pytest.mark.parametrize("stem", ["1", "2", "3"])
@@ -78,17 +73,6 @@ def test_published_references_of_a_whole_image(reference, stem):
     assert [hashlib.sha256(one.tobytes()).hexdigest() for one in references] == golden["references_sha256"]
     assert hashlib.sha256(fused.tobytes()).hexdigest() == golden["fuse_sha256"]
     assert fused.mean(axis=(0, 1)) == pytest.approx(golden["fuse_mean_bgr"], abs=1e-6)
-
-
-@pytest.mark.parametrize("source", ["numpy", *DEVICES])
-def test_draws_of_ones_own_from_the_published_numbers_are_the_published_draws(cases, source):
-    for name, (rainy, mask, references, options) in cases.items():
-        sampler = Sampler(rainy, mask, **{key: value for key, value in options.items() if key != "sdr_num"})
-        for n, uniform in enumerate(np.random.RandomState(0).random_sample(len(references))):
-            assert np.array_equal(drawn_by(sampler, source, uniform), references[n]), (name, n)
-
-
-# ---- the fast sampling against the literal one
 
 
 def check_against_literal(image, mask, sdr_num=20, seed=0, chunk=sdr.CHUNK, **parameters):
@@ -173,9 +157,6 @@ def test_a_number_that_meets_a_cumulative_weight_draws_the_next_candidate(source
         assert np.array_equal(drawn_by(sampler, source, uniform), expected.reshape(image.shape)), uniform
 
 
-# ---- draws of their own
-
-
 @pytest.mark.parametrize("source", ["numpy", *DEVICES])
 def test_pixels_draw_for_themselves_in_fresh_references_and_alike_in_the_published_ones(source):
     number, mask = np.arange(29 * 29).reshape(29, 29), np.zeros((29, 29), np.uint8)
@@ -208,9 +189,6 @@ def test_references_follow_from_the_seed_alone_and_leave_the_callers_random_numb
     assert np.array_equal(np.random.get_state()[1], state) and torch.equal(torch.get_rng_state(), torch_state)
 
 
-# ---- the fused reference
-
-
 def test_the_fused_reference_is_the_mean_in_float64_rounded_to_nearest_and_ties_to_even():
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     brighter = np.minimum(values, 254) + np.uint8(1)
@@ -220,9 +198,6 @@ def test_the_fused_reference_is_the_mean_in_float64_rounded_to_nearest_and_ties_
     references = np.stack([noise(seed, 30, 40) for seed in range(50)])
     assert np.array_equal(fuse(iter(references)), np.rint(references.mean(axis=0, dtype=np.float64)))
     assert np.array_equal(fuse(np.full((300, 2, 2, 3), 255, np.uint8)), np.full((2, 2, 3), 255))
-
-
-# ---- guided samples
 
 
 def shower(seed, height, width, kind=np.float32):
@@ -311,8 +286,6 @@ def test_a_large_photograph_is_sampled_small_and_keeps_its_details():
     assert expected.max() > 20 and np.abs(large - sampler.expectation() - expected[..., None]).max() < 1e-3
 
 
-# ---- errors
-
 IMAGE, MASK, LAYER = noise(0, 5, 6), speckled(0, 5, 6), np.zeros((5, 6))
 
 
@@ -345,9 +318,6 @@ def test_parameters_without_meaning_are_refused(call, mask, parameters, message)
 
 def test_a_mask_of_0_and_1_is_filled_where_the_threshold_is_0():
     check_against_literal(IMAGE, np.minimum(MASK, 1), threshold=0)
-
-
-# ---- files
 
 
 def folder_of(path):

@@ -38,9 +38,6 @@ def references_of(rainy, number=6):
     return result
 
 
-# ---- the paper's recipe
-
-
 class InFloat64(nn.Module):
     """A network that calculates in float64: within 10 steps, Adam makes of the rounding of float32 a difference of 45 dB."""
 
@@ -108,9 +105,6 @@ def test_average_of_weights():
         if value.is_floating_point():
             expected = 0.25 * states[0][name] + 0.25 * states[1][name] + 0.5 * states[2][name]
             assert torch.allclose(value.double(), expected, atol=1e-6), name
-
-
-# ---- the fast recipe
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -196,19 +190,6 @@ def test_the_fast_recipe_on_an_array(steps):
     assert np.array_equal(derained, sdrl_online.derain_photograph(rainy, **options)[0])
 
 
-# ---- tiles
-
-
-@pytest.mark.parametrize("side, tile", [(256, 256), (257, 256), (300, 256), (1000, 256), (481, 320), (4000, 1024)])
-def test_tiles_cover_a_side(side, tile):
-    starts, weights = inference._tile_starts(side, tile), torch.zeros(side)
-    assert starts[0] == 0 and all(start % 32 == 0 for start in starts)
-    for start in starts:
-        length = min(tile, side - start)
-        weights[start : start + length] += inference._fade(start, length, side)
-    assert weights.min() > 0.4 if len(starts) > 1 else (weights == 1).all()
-
-
 @pytest.mark.parametrize("backbone", ["Unet", "DnCNN"])
 def test_tiles_give_the_untiled_result_where_convolutions_reach_less_far_than_the_guard(backbone):
     image = smooth(290, 350)
@@ -235,9 +216,6 @@ def test_tiles_leave_no_seam(backbone, height, width):
     assert np.abs(whole - tiled).max() > 0.01  # tiles were used
     for axis in (1, 2):
         assert np.abs(np.diff(tiled - whole, axis=axis)).max() < 2  # grey levels
-
-
-# ---- numbers that go wrong
 
 
 def losses_that_become(value, patch, after=0, height=None):
@@ -289,9 +267,6 @@ def test_the_last_good_checkpoint_stays(copy, monkeypatch):
         assert {name: data for name, data in files(copy).items() if "loss.csv" not in name} == {
             name: data for name, data in before.items() if "loss.csv" not in name}
     stage(ALL, f"{SHORT[ALL]} --epoch=4", copy)  # it is good indeed
-
-
-# ---- checkpoints
 
 
 class Runs:
