@@ -25,42 +25,39 @@ def some(*commands):
     return pytest.mark.parametrize("command", commands, ids=name_of)
 
 
-@each_stage
-def test_no_photographs(copy, command):
-    """A missing folder, and one in which nothing is a photograph."""
-    shutil.rmtree(copy / DATA / "input")
-    before = files(copy)
-    complaint(stage(command, SHORT[command], copy, ok=False), f"{DATA}/input: no such folder; put the photographs there")
-    (copy / DATA / "input/sub.png").mkdir(parents=True)
-    (copy / DATA / "input/Thumbs.db").write_text("x")
-    complaint(stage(command, SHORT[command], copy, ok=False), f"{DATA}/input: no image in this folder")
-    assert files(copy) == {**before, f"{DATA}/input/Thumbs.db": b"x"}
-
-
 RESULTS = {LDGP: ["save_path"], SDR: ["save_path", "fuse_save_path"], SDRL: ["result_path"], ONLINE: ["result_path"],
            ALL: ["result_path", "model_save_dir"], TEST: ["result_path"]}
 
 
 @each_stage
-def test_results_where_they_cannot_be(copy, command, monkeypatch):
-    """Where a file is, below one, among other parts of the data set, and where nothing may be written."""
+def test_folders_that_cannot_be_used(copy, command, monkeypatch):
+    """For results: a file, below one, other parts of the data set, where nothing may be written. Without photographs."""
     (copy / "file").write_text("mine")
     (copy / DATA / "target").mkdir()
     before = files(copy)
     parts = {"input", "target", "ldgp", "sdr"} - {{LDGP: "ldgp", SDR: "sdr"}.get(command)}
+
+    def refused(flags, *words):
+        complaint(stage(command, f"{SHORT[command]} {flags}", copy, ok=False), *words)
+
     for flag in RESULTS[command]:
         for place in ("file", "file/below/it"):
-            done = stage(command, f"{SHORT[command]} --{flag}={place}", copy, ok=False)
-            complaint(done, " file: a file, but a folder", f"name another folder with --{flag}")
+            refused(f"--{flag}={place}", " file: a file, but a folder", f"name another folder with --{flag}")
         for part in parts:
-            done = stage(command, f"{SHORT[command]} --{flag}={DATA}/../Rain100L/{part}", copy, ok=False)
-            complaint(done, f"{part}: results would get among the files of {part}/; name another folder with --{flag}")
+            refused(f"--{flag}={DATA}/../Rain100L/{part}",
+                    f"{part}: results would get among the files of {part}/; name another folder with --{flag}")
         with monkeypatch.context() as patch:
             patch.setattr(os, "access", lambda path, mode: "closed" not in str(path))
             (copy / "closed").mkdir(exist_ok=True)
-            done = stage(command, f"{SHORT[command]} --{flag}=closed", copy, ok=False)
-            complaint(done, f" closed: no permission to write there; name another folder with --{flag}")
+            refused(f"--{flag}=closed", f" closed: no permission to write there; name another folder with --{flag}")
     assert files(copy) == before
+    shutil.rmtree(copy / DATA / "input")
+    before = files(copy)
+    refused("", f"{DATA}/input: no such folder; put the photographs there")
+    (copy / DATA / "input/sub.png").mkdir(parents=True)
+    (copy / DATA / "input/Thumbs.db").write_text("x")
+    refused("", f"{DATA}/input: no image in this folder")
+    assert files(copy) == {**before, f"{DATA}/input/Thumbs.db": b"x"}
 
 
 @each_stage

@@ -70,6 +70,11 @@ def test_one_folder_is_scored_image_by_image_beside_the_rainy_input(folders, tmp
     write_png(folders / "good/2.png", read_image(folders / "target/2.png"))
     done = inside("utils.evaluate", "--result_path", folders / "good")  # the clean ones are beside it
     assert "nan" not in done.stdout and "Equal to the target: 1;" in done.stdout
+    grey = noise(8)[..., :1]
+    for stem, image in (("grey", grey), ("alpha", np.dstack([grey] * 4))):
+        write_png(folders / f"target/{stem}.png", np.dstack([grey] * 3))
+        write_png(folders / f"good/{stem}.png", image)
+    assert "Equal to the target: 3;" in inside("utils.evaluate", "--result_path", folders / "good").stdout
     beside = inside("utils.evaluate", "--dataset=Rain100L", "--result_path", folders / "good", cwd=tmp_path, ok=False)
     assert beside.stderr == ("evaluate.py: dataset/Rain100L/target: no such folder; name the clean photographs' folder with "
                              "--target_path\n")
@@ -206,11 +211,3 @@ def test_scores_of_pyiqa_and_what_it_lacks(folders, monkeypatch):
     done = evaluate(folders, *good, "niqe", ok=False)
     complaint(done, "--extra", "pip install pyiqa 'opencv-python-headless<5'")
     assert done.stdout.count("| mean of 2") == 2
-
-
-def test_grey_and_transparent_results_are_scored(tmp_path):
-    target = np.repeat(noise(8)[..., :1], 3, axis=2)
-    for stem, image in (("grey", target[..., 0]), ("alpha", np.dstack([target, target[..., 0]]))):
-        write_png(tmp_path / f"target/{stem}.png", target)
-        write_png(tmp_path / f"result/{stem}.png", image)
-    assert "Equal to the target: 2" in inside("utils.evaluate", "--result_path", tmp_path / "result").stdout

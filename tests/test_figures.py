@@ -17,6 +17,7 @@ def in_colour(mask):
 
 
 def test_a_grid_shows_the_images_unchanged_under_their_labels():
+    """Whatever their sizes, and no wider than asked."""
     first, second = noise(1), noise(2)
     picture = grid([[first, second[..., 0]], [noise(3), noise(4)]], ["rainy", "mask"])
     head = len(picture) - 48 - 8 - 48
@@ -25,25 +26,22 @@ def test_a_grid_shows_the_images_unchanged_under_their_labels():
     assert np.array_equal(picture[head : head + 48, 72:], in_colour(second[..., 0]))
     assert np.array_equal(picture[-48:, :64], noise(3)) and np.array_equal(picture[-48:, 72:], noise(4))
     assert (picture[head:, 64:72] == 255).all() and (picture[head + 48 : -48] == 255).all()
-    for left in (0, 72):
-        ink = np.argwhere(picture[:head, left : left + 64].min(axis=2) < 128)
+    long = grid([[first, second]], ["derained photo", ""])[:-48]  # is made smaller to stay whole
+    for label, left in ((picture[:head], 0), (picture[:head], 72), (long, 0)):
+        ink = np.argwhere(label[:, left : left + 64].min(axis=2) < 200)
         assert len(ink) > 20 and abs(ink[:, 1].mean() - 32) < 6
-        assert ink[:, 0].min() > 0 and ink[:, 0].max() < head - 1  # no letter is cut off
+        for place, size in zip(ink.T, (len(label), 64)):
+            assert place.min() > 0 and place.max() < size - 1  # no letter is cut off
     with pytest.raises(ValueError):
         grid([[first, second]], ["one"])
-
-
-def test_a_grid_keeps_to_its_width_and_holds_images_and_labels_of_any_size():
     for width in (1, 20, 100, 133):
-        row = grid([[noise(1), noise(2)]], ["a label that is far too long for its image", "b"], width)
+        row = grid([[first, second]], ["a label that is far too long for its image", "b"], width)
         assert row.shape[1] <= max(width, 10)
-    assert grid([[noise(1), noise(2)]], ["a", "b"], 5000).shape[1] == 136  # never enlarged
+    assert grid([[first, second]], ["a", "b"], 5000).shape[1] == 136  # never enlarged
     picture = grid([[noise(1, 80, 100), noise(2, 40, 30)], [noise(3), noise(4, 48, 20)]], ("a", "b"))
     assert picture.shape[1] == 64 + 8 + 20
     assert np.array_equal(picture[-96:-56, :50], resize(noise(1, 80, 100), 50, 40)) and (picture[-96:-56, -4:] == 255).all()
     assert np.array_equal(picture[-48:, :64], noise(3))
-    ink = np.argwhere(grid([[noise(1), noise(2)]], ["derained photo", ""])[:-48].min(axis=2) < 200)
-    assert len(ink) > 20 and ink[:, 1].min() > 0 and ink[:, 1].max() < 63  # a long label is made smaller to stay whole
 
 
 @pytest.fixture
@@ -101,7 +99,8 @@ def test_figures_says_which_command_makes_what_is_missing(dataset, folder, comma
     assert not (dataset / "img").exists()
 
 
-def test_a_comparison_shows_every_version_unchanged_and_the_same_detail_of_it():
+def test_a_comparison_shows_every_version_unchanged_and_a_detail_of_it():
+    """The same detail of all, where the rain was."""
     columns = {"rainy": noise(1), "mask": noise(2)[..., 0], "target": noise(3)}
     picture = compare(columns, (8, 12, 16))
     head = len(picture) - 48 - 8 - 48
@@ -112,9 +111,6 @@ def test_a_comparison_shows_every_version_unchanged_and_the_same_detail_of_it():
         assert framed.any() and framed[14:22, 11:21].sum() == 0 and framed[:10].sum() == 0 and framed[:, 27:].sum() == 0
         assert np.array_equal(picture[-48:, left : left + 64], resize(image[12:24, 8:24], 64, 48))
     assert compare(columns, width=104).shape[1] <= 104
-
-
-def test_the_detail_is_where_the_rain_was():
     clean = np.full((40, 60, 3), 90, np.uint8)
     rainy = clean.copy()
     rainy[20:25, 41:46] = 200

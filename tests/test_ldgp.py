@@ -30,7 +30,7 @@ def slanted_lines(tilt, height=240, width=320, gap=23):
     return np.maximum(image, lines[..., None] // 2 + 90)
 
 
-@pytest.mark.parametrize("stem", map(str, range(1, 41)))
+@pytest.mark.parametrize("stem", [str(number) for number in range(1, 41)])
 def test_published_mask_and_angle(reference, stem):
     image = read_image(reference / f"data/Rain100L/input/{stem}.png")
     mask, angle = rain_mask(image), json.loads((reference / "golden/ldgp_degrees.json").read_text())[stem]

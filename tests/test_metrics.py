@@ -66,15 +66,12 @@ def test_luma_is_rounded_halves_up(bgr):
     assert luma(pixel)[0, 0] == pytest.approx(float(exact), abs=1e-9)
 
 
-def test_psnr_of_a_known_error():
+@pytest.mark.filterwarnings("error")
+def test_psnr_of_a_known_error_and_of_none():
     image = np.full((12, 12, 3), 100, np.uint8)
     assert psnr(image, image + np.uint8(5)) == pytest.approx(20 * math.log10(255 / 5))
     wrong_blue = image + np.array([5, 0, 0], np.uint8)  # luma gives blue a weight of 0.098
     assert psnr(image, wrong_blue, "y_float") == pytest.approx(20 * math.log10(255 * 255 / (5 * 24.966)))
-
-
-@pytest.mark.filterwarnings("error")
-def test_identical_images_and_their_means():
     image = noise(3)
     perfect, good = scores(image, image), scores(near(image, 4), image)
     assert all(value == (math.inf if "psnr" in key else 1) for key, value in perfect.items())
