@@ -265,9 +265,6 @@ def test_arrays_that_are_no_photographs(call, image):
     """Float, grey, RGBA, lists: a ValueError that says what is expected."""
     with pytest.raises(ValueError, match=r"an image must be an array of uint8 \(height, width, 3\), blue, green, red, not "):
         call(image)
-
-
-@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (2, 8, 9, 3), (8, 8, 3)])
-def test_references_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match="do not belong"):
-        derain(MODEL, GOOD[:8, :8], np.zeros(shape, np.uint8))
+    for shape in ((0, 40, 40, 3), (2, 40, 41, 3), (40, 40, 3)):  # references of another one
+        with pytest.raises(ValueError, match="do not belong"):
+            derain(MODEL, GOOD, np.zeros(shape, np.uint8))

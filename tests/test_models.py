@@ -54,16 +54,12 @@ def mirrored(x, height, width):
 
 
 @every_backbone
-def test_golden_parameters(name, reference):
-    expected = json.loads((reference / "golden" / "backbones" / f"{name}_parameters.json").read_text())
-    assert [[key, list(p.shape)] for key, p in build(name).named_parameters()] == expected
-
-
-@every_backbone
-def test_golden_outputs(name, reference):
-    golden = np.load(reference / "golden" / "backbones" / f"{name}.npz")
+def test_golden_parameters_and_outputs(name, reference):
+    folder = reference / "golden/backbones"
+    golden, model = np.load(folder / f"{name}.npz"), build(name)
+    shapes = [[key, list(parameter.shape)] for key, parameter in model.named_parameters()]
+    assert shapes == json.loads((folder / f"{name}_parameters.json").read_text())
     x = torch.from_numpy((0.5 + 0.5 * np.sin(0.013 * np.arange(3 * 64 * 96))).astype(np.float32).reshape(1, 3, 64, 96))
-    model = build(name)
     for i, (key, parameter) in enumerate(model.named_parameters()):
         value = np.sin(0.37 * np.arange(parameter.numel()) + i).reshape(parameter.shape)
         if parameter.ndim > 1:
