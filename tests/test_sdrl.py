@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import sdrl
@@ -188,6 +190,16 @@ def test_the_fast_recipe_on_an_array(steps):
     assert derained.shape == rainy.shape and (derained <= rainy).all() and (derained < rainy).any()
     assert layer.shape == rainy.shape[:2] and len(losses) == steps
     assert np.array_equal(derained, sdrl_online.derain_photograph(rainy, **options)[0])
+
+
+@given(st.integers(1, 5000), st.sampled_from([256, 320, 1000, 1024]))
+def test_tiles_cover_a_side(side, tile):
+    starts, weights = inference._tile_starts(side, tile), torch.zeros(side)
+    assert starts[0] == 0 and all(start % 32 == 0 for start in starts)
+    for start in starts:
+        length = min(tile, side - start)
+        weights[start : start + length] += inference._fade(start, length, side)
+    assert weights.min() > 0.4 if len(starts) > 1 else weights.min() == weights.max() > 0  # one tile has one weight
 
 
 @pytest.mark.parametrize("backbone", ["Unet", "DnCNN"])
