@@ -174,14 +174,11 @@ def test_top_k_keeps_exactly_k_of_equal_scores():
     assert ((weights == 0).sum(dim=-1) == 7).all()
 
 
-def test_layer_norm_is_over_channels():
+def test_layer_norm_over_channels_and_the_step_of_experts_are_the_literal_ones():
     norm, x = randomised(LayerNorm(6)), rain(2, 6, 3, 4, dtype=torch.float64)
     variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
     expected = (x - mean) / (variance + 1e-5).sqrt() * norm.body.weight[:, None, None] + norm.body.bias[:, None, None]
     torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-12)
-
-
-def test_step_of_experts_is_the_literal_one():
     step, gates = randomised(Step(6)), rain(2, 8, dtype=torch.float64)
     x = rain(2, 6, 5, 7, seed=1, dtype=torch.float64)  # not negative: a step follows a ReLU
     experts = [op(x) * gates[:, n, None, None, None] for n, op in enumerate(step._ops)]
