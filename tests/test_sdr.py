@@ -339,9 +339,10 @@ def test_references_replace_older_ones_and_a_failure_leaves_those(tmp_path, monk
         raise MemoryError
 
     monkeypatch.setattr(sdr, "png_bytes", full_disk)
-    for last, ones, error in ((references[3], references, OSError), (references[39], references, OSError),
-                              (None, out_of_memory(), MemoryError)):
-        with pytest.raises(error):
+    no_space = OSError, "No space"
+    for last, ones, (error, words) in ((references[3], references, no_space), (references[39], references, no_space),
+                                       (None, out_of_memory(), (MemoryError, ""))):
+        with pytest.raises(error, match=words):
             write_references(ones, folder)
         kept = folder_of(folder)
         assert len(kept) == 3 and all(np.array_equal(kept[f"{n}.png"], references[n]) for n in range(3))
