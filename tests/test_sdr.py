@@ -341,7 +341,7 @@ def test_references_replace_older_ones_and_a_failure_leaves_those(tmp_path, monk
     monkeypatch.setattr(sdr, "png_bytes", full_disk)
     no_space = OSError, "No space"
     for last, ones, (error, words) in ((references[3], references, no_space), (references[39], references, no_space),
-                                       (None, out_of_memory(), (MemoryError, ""))):
+                                       (None, out_of_memory(), (MemoryError, None))):
         with pytest.raises(error, match=words):
             write_references(ones, folder)
         kept = folder_of(folder)
