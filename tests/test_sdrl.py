@@ -25,13 +25,6 @@ from conftest import (ALL, DATA, ONLINE, SDRL, SHORT, TEST, complaint, complaint
                       write_png)
 
 
-def smooth(height, width, seed=0):
-    """A picture-like array (H, W, 3) uint8."""
-    y, x = np.mgrid[:height, :width]
-    waves = [127 + 60 * np.sin(x / (9 + c) + seed) + 50 * np.cos(y / (7 + c)) for c in range(3)]
-    return np.clip(np.dstack(waves) + np.random.default_rng(seed).normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
-
-
 def references_of(rainy, number=6):
     """References that differ from their image in some pixels, as SDRs do."""
     random = np.random.default_rng(1)
@@ -72,7 +65,7 @@ def plain_loop(backbone, rainy, references, epochs, seed=3):
 
 def test_the_paper_recipe_is_the_plain_loop():
     """40 steps: the outputs agree beyond 60 dB, that is to less than a grey level but for a few roundings."""
-    rainy = smooth(32, 48)
+    rainy = photograph(32, 48, 0)
     references = references_of(rainy, 10)
     expected = plain_loop("Unet", rainy, references, epochs=4)
     result = sdrl.derain(InFloat64(sdrl.fresh_model("Unet")), rainy, references, PAPER._replace(epoch=4))
@@ -98,7 +91,7 @@ def test_references_are_read_in_string_order(tmp_path):
 
 def test_average_of_weights():
     """The trained network is the one of the mean weights, statistics of the batch norms included, weighted by the decay."""
-    states, x = [], uint8_to_tensor(smooth(40, 40))
+    states, x = [], uint8_to_tensor(photograph(40, 40, 0))
     model = sdrl.fresh_model("DnCNN", recipe=FAST)
     optimizer = torch.optim.Adam(model.parameters())
     trained = sdrl.fit(model, [(x, 0.9 * x)] * 3, optimizer, F.mse_loss, PAPER._replace(average=0.5),
@@ -204,7 +197,7 @@ def test_tiles_cover_a_side(side, tile):
 
 @pytest.mark.parametrize("backbone", ["Unet", "DnCNN"])
 def test_tiles_give_the_untiled_result_where_convolutions_reach_less_far_than_the_guard(backbone):
-    image = smooth(290, 350)
+    image = photograph(290, 350, 0)
     torch.manual_seed(0)
     model = build(backbone, residual=backbone != "Unet")
     with torch.no_grad():  # a network that changes its input, with running statistics of its own
@@ -218,7 +211,7 @@ def test_tiles_give_the_untiled_result_where_convolutions_reach_less_far_than_th
 @pytest.mark.parametrize("backbone, height, width", [("ResNet", 290, 350), ("Restormer", 40, 230)])
 def test_tiles_leave_no_seam(backbone, height, width):
     """Networks that see all of a tile give something else in a tile; between neighbouring pixels that must not show."""
-    image = smooth(height, width)
+    image = photograph(height, width, 0)
     torch.manual_seed(0)
     model = build(backbone, residual=True)
     with torch.no_grad():  # a network that does not change its input much, as after some steps
