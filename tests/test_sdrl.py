@@ -25,14 +25,6 @@ from conftest import (ALL, DATA, ONLINE, SDRL, SHORT, TEST, complaint, complaint
                       write_png)
 
 
-def references_of(rainy, number=6):
-    """References that differ from their image in some pixels, as SDRs do."""
-    random = np.random.default_rng(1)
-    result, where = np.repeat(rainy[None], number, 0), random.random(rainy.shape[:2]) < 0.2
-    result[:, where] = np.clip(result[:, where].astype(int) - random.integers(20, 60, (number, where.sum(), 1)), 0, 255)
-    return result
-
-
 class InFloat64(nn.Module):
     """A network that calculates in float64: within 10 steps, Adam makes of the rounding of float32 a difference of 45 dB."""
 
@@ -65,8 +57,9 @@ def plain_loop(backbone, rainy, references, epochs, seed=3):
 
 def test_the_paper_recipe_is_the_plain_loop():
     """40 steps: the outputs agree beyond 60 dB, that is to less than a grey level but for a few roundings."""
-    rainy = photograph(32, 48, 0)
-    references = references_of(rainy, 10)
+    rainy, random = photograph(32, 48, 0), np.random.default_rng(1)
+    references, where = np.repeat(rainy[None], 10, 0), random.random((32, 48)) < 0.2  # where they differ, as SDRs do
+    references[:, where] = (references[:, where] - random.integers(20, 60, (10, where.sum(), 1))).clip(0, 255)
     expected = plain_loop("Unet", rainy, references, epochs=4)
     result = sdrl.derain(InFloat64(sdrl.fresh_model("Unet")), rainy, references, PAPER._replace(epoch=4))
     assert psnr(expected, rainy) < 50  # it learned something that the comparison can see
