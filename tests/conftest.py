@@ -64,25 +64,19 @@ def reference():
     return REFERENCE
 
 
-@pytest.fixture
-def script():
-    """Run a script of the project from the shell: script("ldgp.py", "--flag", value, ok=True) -> finished process."""
-
-    def run(name, *arguments, ok=True, cwd=ROOT, before=(), env=None):
-        command = [sys.executable, *before, str(ROOT / name) if name.endswith(".py") else name, *map(str, arguments)]
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE,
-                              env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})})
-        if ok is not None:
-            assert (done.returncode == 0) == ok, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    return run
+def script(name, *arguments, ok=True, cwd=ROOT, before=(), env=None):
+    """Run a script of the project in a process of its own: script("ldgp.py", "--flag", value, ok=True) -> finished process."""
+    command = [sys.executable, *before, str(ROOT / name) if name.endswith(".py") else name, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})})
+    if ok is not None:
+        assert (done.returncode == 0) == ok, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
 
 
-def from_shell(script, command, flags="", cwd=None, **options):
+def from_shell(command, flags="", cwd=None, **options):
     """Run a command line, with more flags, in a process of its own."""
-    _, name, *words = shlex.split(f"{command} {flags}")
-    return script(name, *words, cwd=cwd, env=ONE_THREAD, **options)
+    return script(*shlex.split(f"{command} {flags}")[1:], cwd=cwd, env=ONE_THREAD, **options)
 
 
 def inside(name, *words, cwd=ROOT, ok=True):

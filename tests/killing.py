@@ -1,12 +1,11 @@
 """Start a stage again and again, end it at random moments, and look at what it leaves: see test_results.py.
 
-    python tests/killing.py KILL 50 OUTPUT,OUTPUT sdr.py --sdr_num=5 ...
+    PYTHONPATH=. python tests/killing.py KILL 50 OUTPUT,OUTPUT sdr.py --sdr_num=5 ...
 
 Each run is a fork of this process, which has loaded the libraries, so that it takes no longer than its work.
 """
 import os
 import random
-import runpy
 import shutil
 import signal
 import sys
@@ -14,29 +13,24 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from conftest import inside
 
 
 def start(name, words):
-    """Run a stage in a fork, its output to the file `report`; returns the process id."""
+    """Run a stage in a fork, what it says on stderr to the file `report`; returns the process id."""
     child = os.fork()
     if child:
         return child
     code = 99
     try:
-        sys.argv, sys.stdout = [name, *words], open("report", "w")
-        sys.stderr = sys.stdout
-        runpy.run_path(str(ROOT / name), run_name="__main__")
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else 1
-        print(left.code)
+        done = inside(name, *words, cwd=".", ok=None)
+        code = done.returncode
+        Path("report").write_text(done.stderr)
     except KeyboardInterrupt:  # while it loads
         code = 130
     except BaseException:
-        traceback.print_exc()
+        Path("report").write_text(traceback.format_exc())
     finally:
-        sys.stdout.flush()
         os._exit(code)
 
 
@@ -57,8 +51,6 @@ def hidden(path):
 def main(how, times, outputs, name, *words):
     number, outputs, chance = getattr(signal, f"SIG{how}"), outputs.split(","), random.Random(7)
     __import__(name.removesuffix(".py"))  # once, for all forks
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
     began = time.perf_counter()
     assert end(start(name, words)) == 0, Path("report").read_text()
     length, expected, ended = time.perf_counter() - began, content(outputs), 0

@@ -25,48 +25,39 @@ def some(*commands):
     return pytest.mark.parametrize("command", commands, ids=name_of)
 
 
-# ---- folders
-
-
-@each_stage
-def test_no_photographs(copy, command):
-    """A missing folder, and one in which nothing is a photograph."""
-    shutil.rmtree(copy / DATA / "input")
-    before = files(copy)
-    complaint(stage(command, SHORT[command], copy, ok=False), f"{DATA}/input: no such folder; put the photographs there")
-    (copy / DATA / "input/sub.png").mkdir(parents=True)
-    (copy / DATA / "input/Thumbs.db").write_text("x")
-    complaint(stage(command, SHORT[command], copy, ok=False), f"{DATA}/input: no image in this folder")
-    assert files(copy) == {**before, f"{DATA}/input/Thumbs.db": b"x"}
-
-
 RESULTS = {LDGP: ["save_path"], SDR: ["save_path", "fuse_save_path"], SDRL: ["result_path"], ONLINE: ["result_path"],
            ALL: ["result_path", "model_save_dir"], TEST: ["result_path"]}
 
 
 @each_stage
-def test_results_where_they_cannot_be(copy, command, monkeypatch):
-    """Where a file is, below one, among other parts of the data set, and where nothing may be written."""
+def test_folders_that_cannot_be_used(copy, command, monkeypatch):
+    """For results: a file, below one, other parts of the data set, where nothing may be written. Without photographs."""
     (copy / "file").write_text("mine")
     (copy / DATA / "target").mkdir()
     before = files(copy)
     parts = {"input", "target", "ldgp", "sdr"} - {{LDGP: "ldgp", SDR: "sdr"}.get(command)}
+
+    def refused(flags, *words):
+        complaint(stage(command, f"{SHORT[command]} {flags}", copy, ok=False), *words)
+
     for flag in RESULTS[command]:
         for place in ("file", "file/below/it"):
-            done = stage(command, f"{SHORT[command]} --{flag}={place}", copy, ok=False)
-            complaint(done, " file: a file, but a folder", f"name another folder with --{flag}")
+            refused(f"--{flag}={place}", " file: a file, but a folder", f"name another folder with --{flag}")
         for part in parts:
-            done = stage(command, f"{SHORT[command]} --{flag}={DATA}/../Rain100L/{part}", copy, ok=False)
-            complaint(done, f"{part}: results would get among the files of {part}/; name another folder with --{flag}")
+            refused(f"--{flag}={DATA}/../Rain100L/{part}",
+                    f"{part}: results would get among the files of {part}/; name another folder with --{flag}")
         with monkeypatch.context() as patch:
             patch.setattr(os, "access", lambda path, mode: "closed" not in str(path))
             (copy / "closed").mkdir(exist_ok=True)
-            done = stage(command, f"{SHORT[command]} --{flag}=closed", copy, ok=False)
-            complaint(done, f" closed: no permission to write there; name another folder with --{flag}")
+            refused(f"--{flag}=closed", f" closed: no permission to write there; name another folder with --{flag}")
     assert files(copy) == before
-
-
-# ---- one bad image among others
+    shutil.rmtree(copy / DATA / "input")
+    before = files(copy)
+    refused("", f"{DATA}/input: no such folder; put the photographs there")
+    (copy / DATA / "input/sub.png").mkdir(parents=True)
+    (copy / DATA / "input/Thumbs.db").write_text("x")
+    refused("", f"{DATA}/input: no image in this folder")
+    assert files(copy) == {**before, f"{DATA}/input/Thumbs.db": b"x"}
 
 
 @each_stage
@@ -113,9 +104,6 @@ def test_a_side_below_32_pixels_has_no_mask(copy, command):
     assert done.stdout.startswith(f"{name_of(command)}: 3 images, 1 failed, ") and not (copy / DATA / "ldgp/klein.png").exists()
 
 
-# ---- what an earlier stage should have made
-
-
 def pasted(line, copy):
     """Run the command that a message shows."""
     command, = re.findall(r"python \w+\.py .*", line)
@@ -142,22 +130,17 @@ def test_masks_or_references_are_missing(copy, command):
 
 
 @pytest.mark.parametrize("command, folder", [(SDR, "ldgp"), (ONLINE, "ldgp"), (SDRL, "sdr/rue"), (ALL, "sdr/rue")])
-def test_a_mask_or_a_reference_of_another_size_or_none(copy, command, folder):
+def test_a_mask_or_a_reference_that_cannot_be_used(copy, command, folder):
+    """Of another size, no image, and a mask of 0 and 1."""
     path = copy / DATA / folder / ("rue.png" if folder == "ldgp" else "0.png")
     size = f"40x56, but {DATA}/input/rue.png is 56x40; make it again"
-    for data, words in ((png_bytes(photograph(56, 40, 2)), size), (b"text", "not an image")):
+    binary = [(png_bytes(np.ones((40, 56), np.uint8)), "the mask is 0 and 1; multiply it by 255")] * (folder == "ldgp")
+    for data, words in ((png_bytes(photograph(56, 40, 2)), size), (b"text", "not an image"), *binary):
         path.write_bytes(data)
         done = stage(command, f"{SHORT[command]} --overwrite", copy, ok=False)
         complaint(done, f"failed: {path.relative_to(copy)}: {words}")
         assert done.stdout.splitlines()[-1].startswith(f"{name_of(command)}: 2 images, 1 failed, ")
         assert set(files(copy / PLACES[command][-1])) == {"lac.png"}
-
-
-@pytest.mark.parametrize("command", [SDR, ONLINE])
-def test_a_mask_of_0_and_1_is_one_line(copy, command):
-    write_png(copy / DATA / "ldgp/rue.png", np.ones((40, 56), np.uint8))
-    done = stage(command, f"{SHORT[command]} --overwrite", copy, ok=False)
-    complaint(done, f"failed: {DATA}/ldgp/rue.png: the mask is 0 and 1; multiply it by 255")
 
 
 @pytest.mark.parametrize("command, folder", [(SDR, "ldgp"), (ONLINE, "ldgp"), (SDRL, "sdr"), (ALL, "sdr")])
@@ -178,9 +161,6 @@ def test_what_was_made_for_something_else_is_not_used(copy, command, folder):
     stage(command, f"{SHORT[command]} {place} --overwrite", copy)
 
 
-# ---- interruptions
-
-
 @some(LDGP, ONLINE)
 def test_control_c_and_running_out_of_memory(copy, monkeypatch, command):
     """The first stops the run, the second fails the image with some advice; both within a line."""
@@ -196,8 +176,6 @@ def test_control_c_and_running_out_of_memory(copy, monkeypatch, command):
         assert done.returncode == code and lines and all(words in line for line in lines), lines
         assert not files(copy / PLACES[command][0])
 
-
-# ---- flags
 
 ANY = {"seed": ["-1", "x", "1.5", "9" * 20], "tile_size": ["0", "-1", "255"], "lr": ["-1", "nan", "inf", "1e31"]}
 NSS = {"sdr_num": ["0", "-1", "x", "100001"], "K": ["0", "1.5", "256"], "k": ["0", "-1", "2", "257"],
@@ -250,11 +228,11 @@ def test_what_argparse_cannot_know(copy):
     assert files(copy) == before
 
 
-def test_the_shell_sees_the_same(copy, script):
-    done = from_shell(script, "python sdr.py --k=4", "", copy, ok=False)
+def test_the_shell_sees_the_same(copy):
+    done = from_shell("python sdr.py --k=4", "", copy, ok=False)
     assert done.stderr == "sdr.py: argument --k: '4' is not a whole number from 1 to 255 and odd (see --help)\n"
     assert (done.returncode, done.stdout) == (2, "")
-    done = from_shell(script, "python ldgp.py --input_path=nowhere", "", copy, ok=False)
+    done = from_shell("python ldgp.py --input_path=nowhere", "", copy, ok=False)
     assert done.stderr == ("ldgp.py: nowhere: no such folder; put the photographs there, "
                            "or name their folder with --input_path\n")
     assert (done.returncode, done.stdout) == (1, "")
@@ -277,22 +255,16 @@ def test_every_flag_with_every_nasty_value(copy, command):
         assert done.returncode == 0 or done.stderr.strip()
 
 
-# ---- functions
+MODEL, GOOD = torch.nn.Conv2d(3, 3, 1), np.zeros((40, 40, 3), np.uint8)
 
 
-@pytest.mark.parametrize("image", [np.zeros((40, 40, 3), np.float32), np.zeros((40, 40), np.uint8), [[1]], None,
-                                   np.zeros((40, 40, 4), np.uint8), np.zeros((0, 40, 3), np.uint8)], ids=str)
-def test_arrays_that_are_no_photographs(image):
+@pytest.mark.parametrize("image", [GOOD / 255, GOOD[..., 0], [[1]], None, GOOD[..., [0, 1, 2, 2]], GOOD[:0]], ids=str)
+@pytest.mark.parametrize("call", [derain_photograph, lambda image: derain(MODEL, image, GOOD[None], PAPER),
+                                  lambda image: derain_by_own_rain(MODEL, image, GOOD)])
+def test_arrays_that_are_no_photographs(call, image):
     """Float, grey, RGBA, lists: a ValueError that says what is expected."""
-    model = torch.nn.Conv2d(3, 3, 1)
-    expected = r"an image must be an array of uint8 \(height, width, 3\), blue, green, red, not "
-    for call in (lambda: derain_photograph(image), lambda: derain(model, image, np.zeros((2, 40, 40, 3), np.uint8), PAPER),
-                 lambda: derain_by_own_rain(model, image, np.zeros((40, 40, 3), np.uint8))):
-        with pytest.raises(ValueError, match=expected):
-            call()
-
-
-@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (2, 8, 9, 3), (8, 8, 3)])
-def test_references_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match="do not belong"):
-        derain(torch.nn.Conv2d(3, 3, 1), np.zeros((8, 8, 3), np.uint8), np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"an image must be an array of uint8 \(height, width, 3\), blue, green, red, not "):
+        call(image)
+    for shape in ((0, 40, 40, 3), (2, 40, 41, 3), (40, 40, 3)):  # references of another one
+        with pytest.raises(ValueError, match="do not belong"):
+            derain(MODEL, GOOD, np.zeros(shape, np.uint8))

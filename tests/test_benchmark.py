@@ -1,14 +1,7 @@
 """The benchmark runs and prints what it measured; how fast anything is, no test asserts."""
 import pytest
 
-from conftest import inside, photograph, write_png
-
-
-@pytest.fixture
-def data(tmp_path):
-    for seed, name in enumerate(("rue", "wall"), 1):
-        write_png(tmp_path / f"input/{name}.png", photograph(48, 64, seed))
-    return tmp_path
+from conftest import DATA, complaint, inside, script
 
 
 def rows_of(done):
@@ -18,21 +11,22 @@ def rows_of(done):
 
 
 @pytest.mark.parametrize("stage, shown", [("ldgp", "rain layer, with its scale and direction"), ("sdr", "NSS, 50 references")])
-def test_a_stage_is_measured_and_so_is_its_growth(script, data, stage, shown):  # in a process of its own: it keeps to a core
-    done = script("-m", "utils.benchmark", stage, "--data_path", data, "--repeats=1", "--limit=1", "--megapixels", 0.01, 0.02)
+def test_a_stage_is_measured_and_so_is_its_growth(copy, stage, shown):  # in a process of its own: it keeps to a core
+    done = script("-m", "utils.benchmark", stage, "--data_path", copy / DATA, "--repeats=1", "--limit=1",
+                  "--megapixels", 0.01, 0.02)
     rows = rows_of(done)
     assert len(rows[shown]) == 3 and rows[shown][2].startswith("pixels to the power ")  # the second table's row comes last
-    assert rows["megapixels (rue.png)"][:2] == ["0.01", "0.02"] and all("s" in cell for cell in rows[shown][:2])
+    assert rows["megapixels (lac.png)"][:2] == ["0.01", "0.02"] and all("s" in cell for cell in rows[shown][:2])
     assert "1 photographs of " in done.stdout and ("NSS, a filled pixel" in rows) == (stage == "sdr")
 
 
-def test_a_step_of_learning_is_measured_by_recipe(data):
-    rows = rows_of(inside("utils.benchmark", "sdrl", "--data_path", data, "--steps=2", "--device=cpu"))
+def test_a_step_of_learning_is_measured_by_recipe(copy):
+    place = "--data_path", copy / DATA
+    rows = rows_of(inside("utils.benchmark", "sdrl", *place, "--steps=2", "--device=cpu"))
     assert {name: cells[1] for name, cells in rows.items() if "Unet" in name} == {"paper, Unet": "5000", "fast, Unet": "750"}
-    rows = rows_of(inside("utils.benchmark", "sdrl", "--data_path", data, "--steps=1", "--recipe=fast", "--backbone=Restormer"))
+    rows = rows_of(inside("utils.benchmark", "sdrl", *place, "--steps=1", "--recipe=fast", "--backbone=Restormer"))
     assert [(name, cells[1]) for name, cells in rows.items() if "Restormer" in name] == [("fast, Restormer", "150")]
 
 
 def test_a_missing_data_set_is_one_line(tmp_path):
-    done = inside("utils.benchmark", "ldgp", "--data_path", tmp_path / "nowhere", ok=False)
-    assert len(done.stderr.splitlines()) == 1 and "name a data set with --data_path" in done.stderr
+    complaint(inside("utils.benchmark", "ldgp", "--data_path", tmp_path / "nowhere", ok=False), "data set with --data_path")

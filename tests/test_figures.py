@@ -9,7 +9,7 @@ from ldgp import rain_layer, rain_mask
 from utils.figures import compare, grid, place_of_detail, resize
 from utils.image import ImageError, read_image
 
-from conftest import inside, noise, write_png
+from conftest import complaint, inside, noise, write_png
 
 
 def in_colour(mask):
@@ -17,6 +17,7 @@ def in_colour(mask):
 
 
 def test_a_grid_shows_the_images_unchanged_under_their_labels():
+    """Whatever their sizes, and no wider than asked."""
     first, second = noise(1), noise(2)
     picture = grid([[first, second[..., 0]], [noise(3), noise(4)]], ["rainy", "mask"])
     head = len(picture) - 48 - 8 - 48
@@ -25,31 +26,22 @@ def test_a_grid_shows_the_images_unchanged_under_their_labels():
     assert np.array_equal(picture[head : head + 48, 72:], in_colour(second[..., 0]))
     assert np.array_equal(picture[-48:, :64], noise(3)) and np.array_equal(picture[-48:, 72:], noise(4))
     assert (picture[head:, 64:72] == 255).all() and (picture[head + 48 : -48] == 255).all()
-    for left in (0, 72):
-        ink = np.argwhere(picture[:head, left : left + 64].min(axis=2) < 128)
+    long = grid([[first, second]], ["derained photo", ""])[:-48]  # is made smaller to stay whole
+    for label, left in ((picture[:head], 0), (picture[:head], 72), (long, 0)):
+        ink = np.argwhere(label[:, left : left + 64].min(axis=2) < 200)
         assert len(ink) > 20 and abs(ink[:, 1].mean() - 32) < 6
-        assert ink[:, 0].min() > 0 and ink[:, 0].max() < head - 1  # no letter is cut off
+        for place, size in zip(ink.T, (len(label), 64)):
+            assert place.min() > 0 and place.max() < size - 1  # no letter is cut off
     with pytest.raises(ValueError):
         grid([[first, second]], ["one"])
-
-
-@pytest.mark.parametrize("width", [1, 20, 100, 133])
-def test_a_grid_keeps_to_its_width(width):
-    row = grid([[noise(1), noise(2)]], ["a label that is far too long for its image", "b"], width)
-    assert row.shape[1] <= max(width, 10)
-    assert grid([[noise(1), noise(2)]], ["a", "b"], 5000).shape[1] == 136  # never enlarged
-
-
-def test_a_grid_holds_images_and_rows_of_any_size():
+    for width in (1, 20, 100, 133):
+        row = grid([[first, second]], ["a label that is far too long for its image", "b"], width)
+        assert row.shape[1] <= max(width, 10)
+    assert grid([[first, second]], ["a", "b"], 5000).shape[1] == 136  # never enlarged
     picture = grid([[noise(1, 80, 100), noise(2, 40, 30)], [noise(3), noise(4, 48, 20)]], ("a", "b"))
     assert picture.shape[1] == 64 + 8 + 20
     assert np.array_equal(picture[-96:-56, :50], resize(noise(1, 80, 100), 50, 40)) and (picture[-96:-56, -4:] == 255).all()
     assert np.array_equal(picture[-48:, :64], noise(3))
-
-
-def test_a_long_label_is_made_smaller_to_stay_whole_above_its_image():
-    ink = np.argwhere(grid([[noise(1), noise(2)]], ["derained photo", ""])[:-48].min(axis=2) < 200)
-    assert len(ink) > 20 and ink[:, 1].min() > 0 and ink[:, 1].max() < 63
 
 
 @pytest.fixture
@@ -88,8 +80,9 @@ def test_a_figure_shows_what_it_says(dataset, figure, shown):
 
 def test_figures_makes_the_two_pictures_of_the_readme(dataset):
     figures(dataset, "--width=150")
-    assert all(read_image(path).shape[1] <= 150 for path in (dataset / "img").iterdir())
-    assert sorted(path.name for path in (dataset / "img").iterdir()) == ["before_after.png", "masks.png"]
+    made = sorted((dataset / "img").iterdir())
+    assert [path.name for path in made] == ["before_after.png", "masks.png"]
+    assert all(read_image(path).shape[1] <= 150 for path in made)
 
 
 @pytest.mark.parametrize("folder, command", [
@@ -102,12 +95,12 @@ def test_figures_says_which_command_makes_what_is_missing(dataset, folder, comma
         shutil.rmtree(dataset / "sdr/b.1")
     else:
         (dataset / folder / "b.1.png").unlink()
-    done = figures(dataset, "--images", "a", "b.1", ok=False)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and command in done.stderr
+    complaint(figures(dataset, "--images", "a", "b.1", ok=False), command)
     assert not (dataset / "img").exists()
 
 
-def test_a_comparison_shows_every_version_unchanged_and_the_same_detail_of_it():
+def test_a_comparison_shows_every_version_unchanged_and_a_detail_of_it():
+    """The same detail of all, where the rain was."""
     columns = {"rainy": noise(1), "mask": noise(2)[..., 0], "target": noise(3)}
     picture = compare(columns, (8, 12, 16))
     head = len(picture) - 48 - 8 - 48
@@ -118,9 +111,6 @@ def test_a_comparison_shows_every_version_unchanged_and_the_same_detail_of_it():
         assert framed.any() and framed[14:22, 11:21].sum() == 0 and framed[:10].sum() == 0 and framed[:, 27:].sum() == 0
         assert np.array_equal(picture[-48:, left : left + 64], resize(image[12:24, 8:24], 64, 48))
     assert compare(columns, width=104).shape[1] <= 104
-
-
-def test_the_detail_is_where_the_rain_was():
     clean = np.full((40, 60, 3), 90, np.uint8)
     rainy = clean.copy()
     rainy[20:25, 41:46] = 200
@@ -141,27 +131,22 @@ def test_a_comparison_has_the_columns_that_there_are(dataset):
     assert f" {5 * 64 + 4 * 8}x" in figures(dataset, "--figure=comparison", "--images", "b.1", *more).stdout
     for flags, words in ((["--images", "c"], "c.png: nothing for it in"), (["--detail", "60", "0", "10"], "not within 64x48"),
                          (["--result_path", dataset / "nowhere"], "no such folder; run: python sdrl.py")):
-        done = figures(dataset, "--figure=comparison", *flags, ok=False)
-        assert len(done.stderr.splitlines()) == 1 and words in done.stderr, done.stderr
+        complaint(figures(dataset, "--figure=comparison", *flags, ok=False), words)
     write_png(dataset / "target/a.png", noise(0, 20, 20))
-    assert "20x20, but" in figures(dataset, "--figure=comparison", ok=False).stderr
+    complaint(figures(dataset, "--figure=comparison", ok=False), "20x20, but")
 
 
-def test_the_curve_figure_reads_loss_csv(dataset):
+def test_the_curve_figure_reads_loss_csv_and_needs_matplotlib(dataset, monkeypatch):
     path = dataset / "loss.csv"
     for text, words in (("a,b\n1,2\n", "not a loss.csv"), ("epoch,loss\n1,x\n", "not a loss.csv"),
                         ("epoch,loss\n", "no epoch in it yet"), (None, "no such file; sdrl_all.py writes it")):
         path.unlink() if text is None else path.write_text(text)
-        done = figures(dataset, "--figure=curve", "--loss_path", path, ok=False)
-        assert len(done.stderr.splitlines()) == 1 and f"{path}: {words}" in done.stderr
+        complaint(figures(dataset, "--figure=curve", "--loss_path", path, ok=False), f"{path}: {words}")
     path.write_text("epoch,loss,seconds\n1,0.5,1.0\n2,0.25,2.0\n")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+        done = figures(dataset, "--figure=curve", "--loss_path", path, ok=False)
+    assert done.stderr == "figures.py: --figure=curve needs the package matplotlib; run: pip install matplotlib\n"
     pytest.importorskip("matplotlib")
     figures(dataset, "--figure=curve", "--loss_path", path)
     assert read_image(dataset / "img/curve.png").shape == (400, 720, 3)
-
-
-def test_a_curve_asks_for_matplotlib_where_it_is_missing(dataset, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    (dataset / "loss.csv").write_text("epoch,loss\n1,0.5\n")
-    done = figures(dataset, "--figure=curve", "--loss_path", dataset / "loss.csv", ok=False)
-    assert done.stderr == "figures.py: --figure=curve needs the package matplotlib; run: pip install matplotlib\n"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from models import BACKBONES, build
 from models.drsformer import Step, TopKAttention
-from models.layers import ChannelAttention, LayerNorm, mirror, pad_to_multiple
+from models.layers import ChannelAttention, LayerNorm
 
 PARAMETERS = {"Unet": 4539988, "ResNet": 13998147, "DnCNN": 558336, "Restormer": 26126644, "DRSFormer": 15609136}
 MULTIPLE = {"Unet": 16, "ResNet": 32, "DnCNN": 1, "Restormer": 8, "DRSFormer": 8}
@@ -53,19 +53,13 @@ def mirrored(x, height, width):
     return torch.from_numpy(np.pad(x.numpy(), pad, mode="reflect")).clone()
 
 
-# --- golden --------------------------------------------------------------------------------------------------------
-
 @every_backbone
-def test_golden_parameters(name, reference):
-    expected = json.loads((reference / "golden" / "backbones" / f"{name}_parameters.json").read_text())
-    assert [[key, list(p.shape)] for key, p in build(name).named_parameters()] == expected
-
-
-@every_backbone
-def test_golden_outputs(name, reference):
-    golden = np.load(reference / "golden" / "backbones" / f"{name}.npz")
+def test_golden_parameters_and_outputs(name, reference):
+    folder = reference / "golden/backbones"
+    golden, model = np.load(folder / f"{name}.npz"), build(name)
+    shapes = [[key, list(parameter.shape)] for key, parameter in model.named_parameters()]
+    assert shapes == json.loads((folder / f"{name}_parameters.json").read_text())
     x = torch.from_numpy((0.5 + 0.5 * np.sin(0.013 * np.arange(3 * 64 * 96))).astype(np.float32).reshape(1, 3, 64, 96))
-    model = build(name)
     for i, (key, parameter) in enumerate(model.named_parameters()):
         value = np.sin(0.37 * np.arange(parameter.numel()) + i).reshape(parameter.shape)
         if parameter.ndim > 1:
@@ -84,24 +78,17 @@ def test_golden_outputs(name, reference):
     assert np.abs(training - expected).max() <= most
 
 
-# --- registry ------------------------------------------------------------------------------------------------------
-
-def test_registry():
-    assert list(BACKBONES) == ["Unet", "ResNet", "DnCNN", "Restormer", "DRSFormer"]
-    with pytest.raises(ValueError, match="^unknown backbone 'unet'.*Unet, ResNet, DnCNN, Restormer, DRSFormer$"):
-        build("unet")
-
-
 @every_backbone
 def test_parameter_count_and_residual_names(name):
     plain, residual = build(name), build(name, residual=True)
+    assert list(BACKBONES) == list(PARAMETERS)
     assert isinstance(plain, BACKBONES[name]) and sum(p.numel() for p in plain.parameters()) == PARAMETERS[name]
     assert [(k, v.shape) for k, v in plain.state_dict().items()] == [(k, v.shape) for k, v in residual.state_dict().items()]
     if name not in CNNS:  # nothing but parameters, or published checkpoints would not load
         assert list(plain.state_dict()) == [key for key, _ in plain.named_parameters()]
+    with pytest.raises(ValueError, match=f"^unknown backbone '{name.lower()}'.*Unet, ResNet, DnCNN, Restormer, DRSFormer$"):
+        build(name.lower())
 
-
-# --- sizes ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name, shape", SHAPES)
 @pytest.mark.parametrize("training", [False, True])
@@ -117,23 +104,6 @@ def test_any_size_is_the_crop_of_the_unpadded_network_on_the_reflected_image(nam
     assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all() and not torch.equal(y, x)
     assert torch.equal(y, run(model, mirrored(x, height, width), training)[..., : size[0], : size[1]])
 
-
-def test_pad_to_multiple_is_numpys_reflection():
-    for size, padded in np.ndindex(9, 33):
-        if 0 < size <= padded:
-            assert np.array_equal(mirror(size, padded), np.pad(np.arange(size), (0, padded - size), mode="reflect"))
-    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.uint8):
-        x = (rain(2, 3, 3, 20) * 255).to(dtype)
-        padded = pad_to_multiple(x, 16)
-        assert padded.dtype == dtype and torch.equal(padded.double(), mirrored(x.double(), 16, 32))
-    x = rain(1, 3, 16, 16)
-    assert pad_to_multiple(x, 16) is x
-    assert torch.equal(pad_to_multiple(x, 16, batch_norm=True), mirrored(x, 32, 32))
-    x = rain(2, 3, 16, 16)
-    assert pad_to_multiple(x, 16, batch_norm=True) is x
-
-
-# --- learning ------------------------------------------------------------------------------------------------------
 
 @every_backbone
 def test_gradient_reaches_every_parameter(name):
@@ -163,15 +133,6 @@ def test_bfloat16_autocast(name):
     assert not torch.equal(low, y)
     assert (low - y).abs().max() < 0.05 * y.abs().max()  # 8 bits of each of many layers: up to 0.016 was seen
 
-
-@every_backbone
-def test_images_of_a_batch_do_not_mix(name):
-    model, x = seeded(name).double(), rain(2, 3, 9, 7, dtype=torch.float64)
-    y, alone = run(model, x), torch.cat([run(model, x[:1]), run(model, x[1:])])
-    torch.testing.assert_close(y, alone, rtol=0, atol=1e-9 * float(y.abs().max()))
-
-
-# --- literal versions ----------------------------------------------------------------------------------------------
 
 def randomised(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -213,14 +174,11 @@ def test_top_k_keeps_exactly_k_of_equal_scores():
     assert ((weights == 0).sum(dim=-1) == 7).all()
 
 
-def test_layer_norm_is_over_channels():
+def test_layer_norm_over_channels_and_the_step_of_experts_are_the_literal_ones():
     norm, x = randomised(LayerNorm(6)), rain(2, 6, 3, 4, dtype=torch.float64)
     variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
     expected = (x - mean) / (variance + 1e-5).sqrt() * norm.body.weight[:, None, None] + norm.body.bias[:, None, None]
     torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-12)
-
-
-def test_step_of_experts_is_the_literal_one():
     step, gates = randomised(Step(6)), rain(2, 8, dtype=torch.float64)
     x = rain(2, 6, 5, 7, seed=1, dtype=torch.float64)  # not negative: a step follows a ReLU
     experts = [op(x) * gates[:, n, None, None, None] for n, op in enumerate(step._ops)]

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from sdr import write_references
 from utils.image import read_image, write_bytes
 from utils.results import Results, alone_in
 
-from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PATIENCE, PLACES, ROOT, SDR, SDRL, SHORT, TEST, complaint,
+from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PATIENCE, PLACES, ROOT, SDR, SDRL, SHORT, STAGES, TEST, complaint,
                       complaints, data_set, each_stage, files, name_of, photograph, results, stage, write_png)
 
 OTHER = {LDGP: "--kernel_size=7", SDR: "--seed=1", SDRL: "--seed=4", ONLINE: "--K=5", ALL: "--lr=0.01", TEST: "--amp"}
@@ -40,6 +39,13 @@ def again(command, folder, flags="", **options):
     return stage(command, f"{SHORT[command]} {flags}", folder, **options)
 
 
+def begun(command, flags, folder, **options):
+    """A process that has begun to run a command line."""
+    words = shlex.split(f"{command} {SHORT[command]} {flags}")[2:]
+    return subprocess.Popen([sys.executable, ROOT / name_of(command), *words], cwd=folder, env={**os.environ, **ONE_THREAD},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
 @pytest.fixture
 def done(chain, copy):
     """The copy in which nothing but a stage's own results is in its folders: a function of the command."""
@@ -49,46 +55,37 @@ def done(chain, copy):
             shutil.rmtree(copy / DATA / "result")
         if command in (SDRL, ONLINE):
             again(command, copy)
-        shutil.rmtree(copy / DATA / "result/earlier-1", ignore_errors=True)
-        shutil.rmtree(copy / DATA / "result/earlier-2", ignore_errors=True)
+        for number in (1, 2):
+            shutil.rmtree(copy / DATA / f"result/earlier-{number}", ignore_errors=True)
         assert results(copy, command) == chain[2][command]
         return copy
 
     return of
 
 
-# ---- the same command again, and another one
-
-
 @each_stage
-def test_the_same_command_again_does_nothing_again(done, command):
+def test_the_same_command_again_does_nothing_again_but_with_overwrite(done, command):
     """Also where the data set was moved as a whole; a result that is missing is made again, alone."""
     folder = done(command)
-    before = stamps(folder)
+    before, expected = stamps(folder), results(folder, command)
     said = again(command, folder)
     assert stamps(folder) == before
-    assert f"{name_of(command)}: 2 images, 0 failed, 2 done before, nothing done (--overwrite does it again), results in " in said.stdout
+    assert "2 images, 0 failed, 2 done before, nothing done (--overwrite does it again), results in " in said.stdout
     assert complaints(said) == ["sdrl_all.py: goes on after epoch 3 of result_all/Rain100L/resume.pkl"] * (command == ALL)
-    expected, result = results(folder, command), folder / PLACES[command][-1] / "rue.png"
-    result.unlink()
+    said = again(command, folder, "--overwrite")
+    now = stamps(folder)
+    assert all(now[name] != before[name] for name in expected) and now.keys() == before.keys()
+    assert results(folder, command) == expected and "done before" not in said.stdout and not complaints(said)
+
+    (folder / PLACES[command][-1] / "rue.png").unlink()
     (folder / "moved").mkdir()
     for part in ("dataset", "result_all"):
         (folder / part).rename(folder / "moved" / part)
     said = again(command, folder / "moved")
     assert "2 images, 0 failed, 1 done before, " in said.stdout and not earlier(folder)
     assert results(folder / "moved", command) == expected
-
-
-@each_stage
-def test_overwrite_does_everything_again(done, command):
-    folder = done(command)
-    before, expected = stamps(folder), results(folder, command)
-    said = again(command, folder, "--overwrite")
-    now = stamps(folder)
-    assert all(now[name] != before[name] for name in expected) and now.keys() == before.keys()
-    assert results(folder, command) == expected and "done before" not in said.stdout and not complaints(said)
-    again(command, folder, f"--overwrite {OTHER[command]}")
-    assert results(folder, command).keys() == expected.keys() and stamps(folder).keys() == before.keys()
+    again(command, folder / "moved", f"--overwrite {OTHER[command]}")
+    assert results(folder / "moved", command).keys() == expected.keys() and stamps(folder / "moved").keys() == before.keys()
 
 
 @each_stage
@@ -170,9 +167,6 @@ def test_a_photograph_called_like_a_folder_of_what_was_moved(tmp_path):
     assert set(os.listdir(place / "sdr(fuse)/earlier-1")) == {"run.json", "earlier-1.png", "x.png"}
 
 
-# ---- a training that goes on
-
-
 def test_a_training_goes_on_as_if_it_had_not_been_interrupted(copy):
     """Bit for bit, with workers or without, whichever of its files a kill has left, with or without the cache."""
     saved, result = copy / "result_all/Rain100L", copy / DATA / "result"
@@ -220,61 +214,46 @@ def test_progress_that_is_none(copy):
         assert files(copy) == before and ("--overwrite" in line or "weights" in words)
 
 
-# ---- killed, stopped, disks that are full
-
-
-def repeat(folder, how, times, command, flags=""):
-    """Run tests/killing.py, which checks what each of so many runs that are ended leaves."""
+@pytest.mark.parametrize("command, how, flags, times", [
+    (LDGP, "KILL", "", 6), (SDR, "KILL", "", 6), (SDR, "INT", "", 6), (LDGP, "TERM", "", 6),
+    (ONLINE, "KILL", "--recipe=fast --steps=0", 6),
+    *[pytest.param(command, how, {ALL: "--save_every=1", TEST: "--model_path=model.pkl"}.get(command, ""), 50,
+                   marks=pytest.mark.long) for command in STAGES for how in ("KILL", "INT", "TERM")]])
+def test_ended_at_random_moments(copy, command, how, flags, times):
+    """Runs tests/killing.py, which checks what each of so many runs that are ended leaves."""
     if command == ONLINE:
-        shutil.rmtree(folder / DATA / "ldgp")
+        shutil.rmtree(copy / DATA / "ldgp")
+    if command == TEST:
+        shutil.move(copy / "result_all/Rain100L/model.pkl", copy / "model.pkl")
     for place in PLACES[command]:
-        shutil.rmtree(folder / place, ignore_errors=True)
+        shutil.rmtree(copy / place, ignore_errors=True)
     words = shlex.split(f"{command} {SHORT[command]} {flags}")[1:]
-    done = subprocess.run([sys.executable, ROOT / "tests/killing.py", how, str(times), ",".join(PLACES[command]), *words], cwd=folder,
-                          env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, ROOT / "tests/killing.py", how, str(times), ",".join(PLACES[command]), *words], cwd=copy,
+                          env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+                          timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("command, how, flags", [(LDGP, "KILL", ""), (SDR, "KILL", ""), (SDR, "INT", ""), (LDGP, "TERM", ""),
-                                                 (ONLINE, "KILL", "--recipe=fast --steps=0")])
-def test_ended_at_random_moments(copy, command, how, flags):
-    repeat(copy, how, 6, command, flags)
+@pytest.mark.parametrize("command, flags, number, ready", [
+    (ALL, "--workers=2 --epoch=100000 --save_every=1 --model_save_dir=elsewhere", signal.SIGINT,
+     lambda folder: (folder / "elsewhere/resume.pkl").exists()),
+    (SDRL, "--steps=100000 --overwrite", signal.SIGTERM, lambda folder: not list((folder / DATA / "result").glob("*.png")))],
+    ids=["Ctrl-C", "kill"])
+def test_a_run_that_is_ended_says_one_line(copy, command, flags, number, ready):
+    """The terminal sends Ctrl-C to the workers as well; none of them shows a traceback, and none stays.
 
-
-@pytest.mark.long
-@pytest.mark.parametrize("how", ["KILL", "INT", "TERM"])
-@each_stage
-def test_ended_at_random_moments_fifty_times(copy, command, how):
-    if command == TEST:
-        shutil.move(copy / "result_all/Rain100L/model.pkl", copy / "model.pkl")
-    repeat(copy, how, 50, command, {ALL: "--save_every=1", TEST: "--model_path=model.pkl"}.get(command, ""))
-
-
-def test_control_c_while_workers_prepare_crops(copy):
-    """The terminal sends it to the workers as well; none of them shows a traceback, and none stays."""
-    words = shlex.split(f"{ALL} {SHORT[ALL]} --workers=2 --epoch=100000 --save_every=1 --model_save_dir=elsewhere")[2:]
-    process = subprocess.Popen([sys.executable, ROOT / "sdrl_all.py", *words], cwd=copy, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, **ONE_THREAD}, start_new_session=True)
+    A shell without a terminal lets processes in the background ignore Ctrl-C; the plain kill of a system ends them.
+    """
+    process = begun(command, flags, copy, start_new_session=True,
+                    preexec_fn=lambda: number == signal.SIGTERM and signal.signal(signal.SIGINT, signal.SIG_IGN))
     until = time.monotonic() + PATIENCE
-    while not (copy / "elsewhere/resume.pkl").exists() and time.monotonic() < until and process.poll() is None:
+    while not ready(copy) and time.monotonic() < until and process.poll() is None:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     said = process.communicate(timeout=PATIENCE)[1]
     again_words = "what is written is whole, and the same command goes on from there"
-    assert process.returncode == 130 and said.splitlines()[-1] == f"sdrl_all.py: stopped; {again_words}", said
+    assert process.returncode == 130 and said.splitlines()[-1] == f"{name_of(command)}: stopped; {again_words}", said
     assert "Traceback" not in said
-
-
-def test_kill_ends_what_a_shell_has_put_in_the_background(copy):
-    """A shell without a terminal lets such processes ignore Ctrl-C; the plain kill of a system must end them none the less."""
-    words = shlex.split(f"{SDRL} --steps=100000 --backbone=DnCNN --overwrite")[2:]
-    process = subprocess.Popen([sys.executable, ROOT / "sdrl.py", *words], cwd=copy, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, **ONE_THREAD}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
-    until = time.monotonic() + PATIENCE
-    while list((copy / DATA / "result").glob("*.png")) and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.02)
-    process.terminate()
-    assert "sdrl.py: stopped; " in process.communicate(timeout=PATIENCE)[1] and process.returncode == 130
 
 
 def failing(patch, number, code=errno.ENOSPC):
@@ -320,28 +299,16 @@ def test_a_disk_that_fills_at_every_write(done, command):
     assert number > 3 and not earlier(folder)
 
 
-def test_a_write_that_fails_leaves_the_old_files(tmp_path):
-    write_bytes(tmp_path / "x.png", b"old")
-    write_references([photograph(8, 8, n) for n in range(3)], tmp_path / "x")
-    before = files(tmp_path)
+def test_a_write_that_fails_leaves_the_old_file(copy, monkeypatch):
+    """And one whose name the disk refuses fails alone."""
+    write_bytes(copy / "x.png", b"old")
+    before = files(copy)
     for number in (1, 2):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="x.png"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="x.png"):
             failing(patch, number)
-            write_bytes(tmp_path / "x.png", b"new")
-        assert files(tmp_path) == before
+            write_bytes(copy / "x.png", b"new")
+        assert files(copy) == before
 
-    def broken():
-        yield photograph(8, 8, 9)
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        write_references(broken(), tmp_path / "x")
-    assert files(tmp_path) == before and len(before) == 4
-    write_references([photograph(8, 8, 4)], tmp_path / "x")
-    assert set(files(tmp_path)) == {"x.png", "x/0.png"}
-
-
-def test_a_name_that_the_disk_refuses_fails_alone(copy, monkeypatch):
     def refuse(path, data, write=Path.write_bytes):
         if "rue" in path.name:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -353,24 +320,18 @@ def test_a_name_that_the_disk_refuses_fails_alone(copy, monkeypatch):
     assert "2 images, 1 failed" in said.stdout and set(files(copy / DATA / "ldgp")) == {"lac.png"}
 
 
-# ---- two at once
-
-
-def test_one_process_at_a_time_prepares_a_folder(tmp_path):
-    write_png(tmp_path / "input/rue.png", photograph(36, 44, 1))
-    results = Results("ldgp.py", tmp_path / "ldgp", {}, {"input": tmp_path / "input"})
-    (tmp_path / "ldgp").mkdir()
-    other = threading.Thread(target=results.prepare, args=([tmp_path / "input/rue.png"],))
-    with alone_in(tmp_path / "ldgp"):
+def test_locks_and_file_systems_without_them(copy, monkeypatch):
+    """One process at a time prepares a folder. Without locks, every process does the work: none seems to be at it."""
+    prepared = Results("ldgp.py", copy / "masks", {}, {"input": copy / DATA / "input"})
+    (copy / "masks").mkdir()
+    other = threading.Thread(target=prepared.prepare, args=([copy / DATA / "input/rue.png"],))
+    with alone_in(copy / "masks"):
         other.start()
         other.join(0.2)
-        assert other.is_alive() and not (tmp_path / "ldgp/run.json").exists()
+        assert other.is_alive() and not (copy / "masks/run.json").exists()
     other.join(PATIENCE)
-    assert (tmp_path / "ldgp/run.json").exists()
+    assert (copy / "masks/run.json").exists()
 
-
-def test_without_locks_every_process_does_the_work(copy, monkeypatch):
-    """Some file systems of clusters have none; that must not read as if another process were at every photograph."""
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -387,11 +348,8 @@ def test_two_processes_on_one_folder_share_the_work(tmp_path):
     expected = {part: files(place / part) for part in ("sdr", "sdr(fuse)")}
     for part in expected:
         shutil.rmtree(place / part)
-    words = [sys.executable, str(ROOT / "sdr.py"), *shlex.split(f"{SDR} --sdr_num=20")[2:]]
-    started = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE,
-                                env={**os.environ, **ONE_THREAD}) for _ in range(2)]
     made = []
-    for process in started:
+    for process in [begun(SDR, "--sdr_num=20", tmp_path) for _ in range(2)]:
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0 and out.startswith("sdr.py: 12 images, 0 failed, ") and "moved to" not in err, err
         made += re.findall(r"sdr\.py: (p\d+)\.png", err)
