@@ -127,7 +127,7 @@ def test_what_cannot_be_derained_is_a_line_and_the_others_go_on(folder):
         assert any(words in line for line in said), (words, said)
     (folder / "empty").mkdir()
     for words, expected in ((["empty"], "empty: no image in this folder"),
-                            (["photos/rue.png", "rue.png", "--save_path=out"], "rue.png: its result would replace that of photos"),
+                            (["photos/rue.png", "rue.png", "--save_path=out"], "rue.png: its result would replace "),
                             (["rue.png", "--save_path=torn.jpg"], "torn.jpg: cannot hold results")):
         done, last = derain(folder, *words, ok=False)
         assert complaint(done, expected) and not last

@@ -228,9 +228,9 @@ def test_ended_at_random_moments(copy, command, how, flags, times):
     for place in PLACES[command]:
         shutil.rmtree(copy / place, ignore_errors=True)
     words = shlex.split(f"{command} {SHORT[command]} {flags}")[1:]
-    done = subprocess.run([sys.executable, ROOT / "tests/killing.py", how, str(times), ",".join(PLACES[command]), *words], cwd=copy,
-                          env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-                          timeout=PATIENCE)
+    words = [sys.executable, ROOT / "tests/killing.py", how, str(times), ",".join(PLACES[command]), *words]
+    done = subprocess.run(words, cwd=copy, env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)}, capture_output=True,
+                          text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
