@@ -156,7 +156,8 @@ def test_what_was_made_for_something_else_is_not_used(copy, command, folder):
     where = "--input_path" if command == SDR else "--rainy_data_path"
     place = f"{where}=dataset/Other{'/input' * (command == SDR)} {other}={DATA}/{folder}"
     done = stage(command, f"{SHORT[command]} {place}", copy, ok=False)
-    complaint(done, f"{DATA}/{folder}: made from the photographs in {DATA}/input, not from those in dataset/Other/input; run ")
+    complaint(done, f"{DATA}/{folder}: made from the photographs in {DATA}/input, not from those in dataset/Other/input; ",
+              "; name the folder of these, or run ")
     (copy / DATA / folder / "run.json").unlink()  # the user's own, now
     stage(command, f"{SHORT[command]} {place} --overwrite", copy)
 

@@ -46,7 +46,7 @@ def check_made_for(folder, images, recipe, hint):
     source = run.get("made_from", {}).get("input")
     if isinstance(source, str) and os.path.realpath(Path(folder, source)) != os.path.realpath(images):
         raise ImageError(f"{folder}: made from the photographs in {Path(os.path.normpath(Path(folder, source)))}, "
-                         f"not from those in {images}; {hint}")
+                         f"not from those in {images}; name the folder of these, or {hint}")
 
 
 class Results:
