@@ -94,7 +94,7 @@ def main(args):
         if args.learn:
             progress.reset(recipe.steps)
         derained, layer = derain_photograph(photograph.image, args.learn, args.backbone, device, recipe, progress.step,
-                                            args.strength)
+                                            strength=args.strength)
         if args.show_rain:
             write_bytes(results.rain(path), png_bytes(layer))
         kind = "PNG" if args.format == "png" else photograph.format

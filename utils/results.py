@@ -161,15 +161,16 @@ class Results:
 @contextlib.contextmanager
 def alone_in(folder):
     """Let one process at a time in here, where the file system has locks."""
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        if fcntl:
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        if fcntl:
-            os.close(handle)
+        os.close(handle)
 
 
 def difference(then, now):
