@@ -20,6 +20,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content, and no other: am
 UNREAD = {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".psd", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2",
           ".raf", ".pef", ".srw"}  # kinds that people have and that are not read
 
+Image.init()  # loads all readers now: a Ctrl-C while one is loaded later could read as a damaged file
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs of a damaged file is a line on stderr
 
 # For files that are many and soon read again: half the time of compression level 1 for files 14% larger.
