@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ldgp import thin_scale
-from models import build
+from models import BACKBONES, build
 from utils import run
 from utils.image import (ImageError, check_image, check_size, list_images, photograph_bytes, read_image, read_photograph,
                          shrink, take_off, tensor_to_uint8, uint8_to_tensor)
@@ -47,7 +47,6 @@ FAINTEST = 3  # grey levels: fainter rain is not used again as self-made rain
 FACTORS = 0.6, 1.5  # self-made rain is the photograph's own, times a factor between these
 DENSITY = 4  # grey levels: fainter rain, by its mean, is laid over itself, up to four times, or it would teach nothing
 LEARNT = 0.4  # a network that takes off a smaller share of the light than this, against what was found, has learnt nothing yet
-FASTER = "--recipe=fast, in all stages, takes about half a minute a photograph on two cores"
 TRUST = 1 / 3  # the network's share of the light that is taken off; the rest is what was taken off before it learnt
 
 
@@ -180,29 +179,38 @@ def fit(model, pairs, optimizer, criterion, recipe=PAPER, report=None):
     Raises FloatingPointError where a loss is NaN or infinite.
     """
     device = model_device(model)
-    autocast, scaler = mixed_precision(device, recipe.amp)
+    precision, finite = mixed_precision(device, recipe.amp), torch.ones((), dtype=torch.bool, device=device)
     mean = averaged(model, recipe.average) if recipe.average else None
-    finite = torch.ones((), dtype=torch.bool, device=device)
     model.train()
     for step, (x, y) in enumerate(pairs, 1):
-        optimizer.zero_grad(set_to_none=True)
-        with autocast():
-            output = model(x)
-        loss = criterion(output.float(), y)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        if mean:
-            mean.update_parameters(model)
+        loss = learn(model, x, y, optimizer, criterion, precision, mean)
         if report:
-            report(loss.detach())
-        finite &= loss.detach().isfinite()
+            report(loss)
+        finite &= loss.isfinite()
         if step % 100 == 0 and not finite:  # a GPU has to wait for the answer
             break
     if not finite:
         amp = " or leave out --amp" if recipe.amp else ""
         raise FloatingPointError(f"the loss became NaN or infinite; use a smaller --lr{amp}")
     return mean.module if mean else model
+
+
+def learn(model, x, y, optimizer, criterion, precision, mean=None):
+    """A step towards f(x) = y, here and in sdrl_all.py; returns the loss.
+
+    precision: as from `mixed_precision`. mean: of the weights, as from `averaged`, which is kept up to date.
+    """
+    autocast, scaler = precision
+    optimizer.zero_grad(set_to_none=True)
+    with autocast():
+        output = model(x)
+    loss = criterion(output.float(), y)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    if mean:
+        mean.update_parameters(getattr(model, "module", model))  # not the wrapper of several processes
+    return loss.detach()
 
 
 def averaged(model, decay):
@@ -230,15 +238,23 @@ def how_to_make_references(data, references_path, recipe):
             f'--save_path="{references_path}" --fuse_save_path="{data / "sdr(fuse)"}"')
 
 
-def add_flags(parser):
-    """The flags of the learning from one photograph, here and in sdrl_online.py."""
+def add_data_flags(parser):
+    """The flags that all learning stages have."""
     parser.add_argument("--rainy_data_path", default="./dataset/Rain100L/", help="a data set; its photographs are in input/")
     parser.add_argument("--sdr_data_path", help="their references, by sdr.py (default: sdr/ of the data set)")
     parser.add_argument("--result_path", help="where the derained photographs go (default: result/ of the data set)")
-    run.add_learning_flags(parser)
+    parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="network to train")
+    parser.add_argument("--recipe", default="paper", choices=["paper", "fast"], help="paper: learn the references from the "
+                        "photographs; fast: learn to take off self-made rain")
+    parser.add_argument("--seed", type=run.number(int, 0, 2**32 - 1), default=3,
+                        help="of weights and draws; set anew for every image")
+    run.add_inference_flags(parser)
     run.add_overwrite_flag(parser)
-    parser.add_argument("--recipe", default="paper", choices=["paper", "fast"], help="paper: learn each reference from the "
-                        "photograph; fast: learn to take off self-made rain; the flags below start from it")
+
+
+def add_flags(parser):
+    """The flags of the learning from one photograph, here and in sdrl_online.py; those of a `Recipe` start from its values."""
+    add_data_flags(parser)
 
     def add(name, meaning, **options):
         defaults = f"paper: {getattr(PAPER, name)}, fast: {getattr(FAST, name)}"
@@ -278,7 +294,7 @@ def main(args):
     def work(path, progress):
         photograph = read_photograph(path)
         references = read_references(references_path / path.stem, photograph.image, path, hint)
-        progress.reset(recipe.steps or recipe.epoch * len(references), "" if fast else FASTER)
+        progress.reset(recipe.steps or recipe.epoch * len(references))
         model = fresh_model(args.backbone, device, recipe)
         if fast:
             fused, scale = np.mean(references, axis=0, dtype=np.float32), thin_scale(photograph.image)
@@ -287,7 +303,7 @@ def main(args):
             derained = derain(model, photograph.image, references, recipe, progress.step)
         results.write(path, photograph_bytes(derained, photograph))
 
-    return run.each_image(images, work, [results], unit="step")
+    return run.each_image(images, work, [results])
 
 
 if __name__ == "__main__":

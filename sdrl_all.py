@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from sdrl import FACTORS, FAINTEST, Recipe, averaged, crop_window, fresh_model, how_to_make_references, light_between, overlays
+from sdrl import (FACTORS, FAINTEST, Recipe, add_data_flags, averaged, crop_window, fresh_model, how_to_make_references, learn,
+                  light_between, overlays)
 from test_all import derain_with
 from utils import checkpoint, run
 from utils.image import ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, write_bytes
-from utils.inference import mixed_precision, model_device
+from utils.inference import mixed_precision
 from utils.results import Results, check_made_for
 
 AVERAGE = 0.999  # fast: decay of the mean that is taken of recent weights
@@ -115,7 +116,7 @@ def gather_images(images, references_path, hint):
 
 
 def restore(path, model, mean, optimizer):
-    """Go on from a file that a training left: put it into its networks and its Adam; returns (epochs done, losses).
+    """Go on from a file that a training left: put it into its networks and its Adam; returns the losses of its epochs.
 
     Raises ImageError where it does not belong there.
     """
@@ -124,71 +125,36 @@ def restore(path, model, mean, optimizer):
         checkpoint.load_weights(model, content["model"], path)
         if mean:
             mean.load_state_dict(content["mean"])
-        for parameter, entry in zip(model.parameters(), content["optimizer"]["state"].values(), strict=True):
-            if not entry["exp_avg"].shape == entry["exp_avg_sq"].shape == parameter.shape:
-                raise ValueError("moments of another size")
         optimizer.load_state_dict(content["optimizer"])
-        return len(content["losses"]), [(float(loss), float(seconds)) for loss, seconds in content["losses"]]
+        return [float(loss) for loss in content["losses"]]
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         detail = " ".join(str(error).split())[:200]
         raise ImageError(f"{path}: not the progress of such a training ({detail}); start anew with --overwrite") from None
 
 
-def train_epoch(model, loader, optimizer, criterion, precision, mean=None):
-    """One pass over batches (N, 2, h, w, 3) uint8 BGR of pairs; returns the sum of their losses, a tensor on the device.
+def save(folder, model, mean, optimizer, losses, about):
+    """Write the losses, the network and all that is needed to go on.
 
-    criterion: the loss as a function of (f(x), y). precision: as from `mixed_precision`. mean: of the weights, kept up to date.
+    The progress comes last: where a kill lets only some of them be written, some epochs are done again.
     """
-    (autocast, scaler), device = precision, model_device(model)
-    model.train()
-    total = torch.zeros((), device=device)
-    for batch in loader:
-        batch = batch.to(device, non_blocking=True)
-        rainy, reference = (batch[:, n].flip(-1).permute(0, 3, 1, 2).float() / 255 for n in (0, 1))
-        optimizer.zero_grad(set_to_none=True)
-        with autocast():
-            output = model(rainy)
-        loss = criterion(output.float(), reference)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        if mean:
-            mean.update_parameters(getattr(model, "module", model))  # not the wrapper of several processes
-        total += loss.detach()
-    return total
+    lines = [f"{epoch},{loss:.8g}\n" for epoch, loss in enumerate(losses, 1)]
+    write_bytes(folder / "loss.csv", "".join(["epoch,loss\n", *lines]).encode())
+    checkpoint.save(folder / "model.pkl", mean.module if mean else model, **about)
+    more = {"mean": mean.state_dict()} if mean else {}
+    checkpoint.save(folder / "resume.pkl", model, optimizer=optimizer.state_dict(), losses=losses, **about, **more)
 
 
-def main(args):
-    (rank, world), device, fast = run.ranks(), run.device(args.device), args.recipe == "fast"
-    data = Path(args.rainy_data_path)
-    source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
-    folder = Path(args.model_save_dir or f"./result_all/{Path(os.path.realpath(data)).name}")
-    hint = how_to_make_references(data, references_path, args.recipe)
-    images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
-    check_made_for(references_path, source, args.recipe, hint)
-    pairs, failed = gather_images(images, references_path, hint)
+def train(pairs, folder, recipe, device, args):
+    """Train a network on all pairs, or go on with the training that is in the folder; returns how many epochs it took.
 
-    identity = fast if args.identity is None else args.identity
-    names = "recipe", "backbone", "seed", "lr", "lr_steps", "batch_size", "crop_size", "amp"
-    settings = {name: getattr(args, name) for name in names} | {"identity": identity, "device": device.type, "processes": world}
-    made_from = {"input": source, "sdr": references_path}
-    networks = Results("sdrl_all.py", folder, settings, made_from,
-                       lambda _: [path.parent for _, references in pairs for path in references[:1]],
-                       suffix=".pkl", overwrite=args.overwrite, flag="--model_save_dir")
-    results = Results("sdrl_all.py", args.result_path or data / "result", settings | {"epoch": args.epoch}, made_from,
-                      lambda path: (path, networks.path(Path("model"))), overwrite=args.overwrite)
-    resume, network = (networks.path(Path(name)) for name in ("resume", "model"))
-    if rank == 0:
-        results.check()
-        networks.prepare([resume, network])
-    run.wait_for_ranks()
-
-    recipe = Recipe(args.epoch, 0, args.lr, identity, AVERAGE if fast else 0, args.crop_size, args.batch_size, args.seed,
-                    args.tile_size, args.amp)
+    Raises ImageError where the loss becomes NaN or infinite; the folder keeps what was saved last.
+    """
+    (rank, world), fast, resume = run.ranks(), args.recipe == "fast", folder / "resume.pkl"
     model = fresh_model(args.backbone, device, recipe)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
-    mean = averaged(model, AVERAGE) if fast else None
-    first, losses = restore(resume, model, mean, optimizer) if resume.exists() else (0, [])
+    mean = averaged(model, recipe.average) if fast else None
+    losses = restore(resume, model, mean, optimizer) if resume.exists() else []
+    first = len(losses)
     if first > args.epoch:
         raise ImageError(f"{resume}: has {first} epochs, more than --epoch={args.epoch}; start anew with --overwrite")
     if rank == 0 and first:
@@ -199,64 +165,86 @@ def main(args):
     loader = DataLoader(crops, max(args.batch_size // world, 1), sampler=order, num_workers=args.workers,
                         pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
     trained, criterion = DistributedDataParallel(model) if world > 1 else model, F.l1_loss if fast else F.mse_loss
-    precision = mixed_precision(device, args.amp)
-    began, progress = time.perf_counter(), run.Progress("sdrl_all.py", 1, "epoch", shown=rank == 0)
-    progress.begin(network)
+    precision, progress = mixed_precision(device, args.amp), run.Progress(f"sdrl_all.py: {folder / 'model.pkl'}", "epoch")
+    about = {"recipe": args.recipe, "backbone": args.backbone, "identity": recipe.identity}
     progress.reset(args.epoch, done=first)
+    trained.train()
     for epoch in range(first, args.epoch):
         order.set_epoch(epoch)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * 0.5 ** (epoch // args.lr_steps if args.lr_steps else 0)
-        total = train_epoch(trained, loader, optimizer, criterion, precision, mean)
+        total = torch.zeros((), device=device)
+        for batch in loader:  # (N, 2, h, w, 3) uint8 BGR
+            batch = batch.to(device, non_blocking=True)
+            rainy, reference = (batch[:, n].flip(-1).permute(0, 3, 1, 2).float() / 255 for n in (0, 1))
+            total += learn(trained, rainy, reference, optimizer, criterion, precision, mean)
         if world > 1:
             dist.all_reduce(total)
-        losses.append((float(total) / len(loader) / world, time.perf_counter() - began))
-        if not math.isfinite(losses[-1][0]):
-            raise ImageError(f"{network}: left as it was, since the loss became NaN or infinite in epoch {epoch + 1}; use a "
-                             f"smaller --lr{' or leave out --amp' if args.amp else ''}")
-        progress.step(losses[-1][0])
-        if rank == 0 and ((epoch + 1) % args.save_every == 0 or epoch + 1 == args.epoch):
-            about = {"recipe": args.recipe, "backbone": args.backbone, "identity": identity, "epoch": epoch + 1}
-            more = {"mean": mean.state_dict()} if mean else {}
-            lines = [f"{number},{loss:.8g},{seconds:.1f}" for number, (loss, seconds) in enumerate(losses, 1)]
-            write_bytes(folder / "loss.csv", "\n".join(["epoch,loss,seconds", *lines, ""]).encode())
-            checkpoint.save(network, mean.module if mean else model, **about)  # before the progress: a kill in between costs
-            checkpoint.save(resume, model, optimizer=optimizer.state_dict(), losses=losses, **about, **more)  # some epochs
+        losses.append(float(total) / len(loader) / world)
+        if not math.isfinite(losses[-1]):
+            raise ImageError(f"{folder / 'model.pkl'}: left as it was, since the loss became NaN or infinite in epoch "
+                             f"{epoch + 1}; use a smaller --lr{' or leave out --amp' if args.amp else ''}")
+        if rank == 0:
+            progress.step(losses[-1])
+            if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epoch:
+                save(folder, model, mean, optimizer, losses, about | {"epoch": epoch + 1})
     progress.close()
-    if rank == 0:
-        print(f"sdrl_all.py: {len(pairs)} images, {failed} failed, {max(args.epoch - first, 0)} epochs in "
-              f"{time.perf_counter() - began:.0f} s, network in {network}")
+    return len(losses) - first
 
+
+def main(args):
+    (rank, world), device = run.ranks(), run.device(args.device)
+    fast, data = args.recipe == "fast", Path(args.rainy_data_path)
+    source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
+    folder = Path(args.model_save_dir or f"./result_all/{Path(os.path.realpath(data)).name}")
+    hint = how_to_make_references(data, references_path, args.recipe)
+    images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
+    check_made_for(references_path, source, args.recipe, hint)
+    pairs, failed = gather_images(images, references_path, hint)
+
+    identity = fast if args.identity is None else args.identity
+    recipe = Recipe(args.epoch, 0, args.lr, identity, AVERAGE if fast else 0, args.crop_size, args.batch_size, args.seed,
+                    args.tile_size, args.amp)
+    names = "recipe", "backbone", "seed", "lr", "lr_steps", "batch_size", "crop_size", "amp"
+    settings = {name: getattr(args, name) for name in names} | {"identity": identity, "device": device.type, "processes": world}
+    made_from, network = {"input": source, "sdr": references_path}, folder / "model.pkl"
+    networks = Results("sdrl_all.py", folder, settings, made_from,
+                       lambda _: [path.parent for _, references in pairs for path in references[:1]],
+                       suffix=".pkl", overwrite=args.overwrite, flag="--model_save_dir")
+    results = Results("sdrl_all.py", args.result_path or data / "result", settings | {"epoch": args.epoch}, made_from,
+                      lambda path: (path, network), overwrite=args.overwrite)
+    if rank == 0:
+        networks.prepare([Path("resume"), Path("model")])
+        results.prepare(images.values())  # of those that are left out too: an older network's result must not stay
     run.wait_for_ranks()
-    final, name = checkpoint.load_model(network, device)
+
+    began = time.perf_counter()
+    epochs = train(pairs, folder, recipe, device, args)
+    if rank == 0:
+        print(f"sdrl_all.py: {len(pairs)} images, {failed} failed, {epochs} epochs in {time.perf_counter() - began:.0f} s, "
+              f"network in {network}")
+    run.wait_for_ranks()
+    model, name = checkpoint.load_model(network, device)
 
     def work(path, progress):
         photograph = read_photograph(path)
-        results.write(path, photograph_bytes(derain_with(final, photograph.image, name, recipe), photograph))
+        results.write(path, photograph_bytes(derain_with(model, photograph.image, name, recipe), photograph))
 
-    if rank == 0:
-        results.prepare(images.values())  # of those that were left out too: an older network's result must not stay
-    return run.each_image({path.stem: path for path, _ in pairs}, work, [results], failed=failed)
+    return run.each_image({path.stem: path for path, _ in pairs}, work, [results], failed)
 
 
 if __name__ == "__main__":
     parser = run.Parser(__doc__)
-    parser.add_argument("--rainy_data_path", default="./dataset/Rain100L/", help="a data set; its photographs are in input/")
-    parser.add_argument("--sdr_data_path", help="their references, by sdr.py (default: sdr/ of the data set)")
-    parser.add_argument("--result_path", help="where the derained training photographs go (default: result/ of the data set)")
+    add_data_flags(parser)
     parser.add_argument("--model_save_dir", help="where model.pkl, resume.pkl and loss.csv go; the same command goes on from "
                                                  "there (default: ./result_all/<data set>/)")
-    parser.add_argument("--recipe", default="paper", choices=["paper", "fast"], help="paper: learn the references from the "
-                        "photographs; fast: learn to take off self-made rain, starting at f(x) = x")
-    run.add_learning_flags(parser)
-    run.add_overwrite_flag(parser)
     parser.add_argument("--epoch", type=run.number(int, 1), default=2000, help="times that every photograph is used")
     parser.add_argument("--lr", type=run.number(float, 0, 1e30), default=1e-3, help="learning rate of Adam")
     parser.add_argument("--lr_steps", type=run.number(int, 0), default=0, help="halve the rate every so many epochs; 0: never")
     parser.add_argument("--batch_size", type=run.number(int, 1, 10**6), default=64,
                         help="crops a step, of all processes together")
     parser.add_argument("--crop_size", type=run.number(int, 1, 16_384), default=64, help="pixels a side of the crops")
-    parser.add_argument("--identity", action="store_true", default=None, help="start at f(x) = x")
+    parser.add_argument("--identity", action="store_true", default=None, help="start at f(x) = x, as --recipe=fast does")
     parser.add_argument("--save_every", type=run.number(int, 1), default=50, help="epochs between checkpoints")
     parser.add_argument("--workers", type=run.number(int, 0, 256), default=0, help="processes that prepare crops")
     parser.add_argument("--cache_gb", type=run.number(float, 0, 1e6), default=2,

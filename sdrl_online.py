@@ -10,7 +10,7 @@ import torch
 
 from ldgp import find_rain, rain_layer, remark, thin_scale
 from sdr import Sampler, ScaledSampler, add_nss_flags, nss_options, sampler_for
-from sdrl import FASTER, PAPER, add_flags, derain_by_own_rain, fresh_model, learn_references, recipe_for, recipe_of
+from sdrl import PAPER, add_flags, derain_by_own_rain, fresh_model, learn_references, recipe_for, recipe_of
 from utils import run
 from utils.image import ImageError, check_image, check_size, list_images, photograph_bytes, read_mask, read_photograph
 from utils.inference import model_device
@@ -96,7 +96,7 @@ def main(args):
         photograph = read_photograph(path)
         rainy = photograph.image
         mask, model = mask_of(path, rainy), fresh_model(args.backbone, device, recipe)
-        progress.reset(recipe.steps or recipe.epoch * args.sdr_num, "" if fast else FASTER)
+        progress.reset(recipe.steps or recipe.epoch * args.sdr_num)
         if fast:
             scale = thin_scale(rainy)
             fused = ScaledSampler(rainy, mask, scale).fused()
@@ -106,7 +106,7 @@ def main(args):
         results.write(path, photograph_bytes(derained, photograph))
         return remark(mask)
 
-    return run.each_image(images, work, [results], unit="step")
+    return run.each_image(images, work, [results])
 
 
 if __name__ == "__main__":

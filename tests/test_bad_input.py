@@ -30,8 +30,8 @@ RESULTS = {LDGP: ["save_path"], SDR: ["save_path", "fuse_save_path"], SDRL: ["re
 
 
 @each_stage
-def test_folders_that_cannot_be_used(copy, command, monkeypatch):
-    """For results: a file, below one, other parts of the data set, where nothing may be written. Without photographs."""
+def test_folders_that_cannot_be_used(copy, command):
+    """For results: a file, below one, other parts of the data set. And without photographs."""
     (copy / "file").write_text("mine")
     (copy / DATA / "target").mkdir()
     before = files(copy)
@@ -42,14 +42,10 @@ def test_folders_that_cannot_be_used(copy, command, monkeypatch):
 
     for flag in RESULTS[command]:
         for place in ("file", "file/below/it"):
-            refused(f"--{flag}={place}", " file: a file, but a folder", f"name another folder with --{flag}")
+            refused(f"--{flag}={place}", f" {place}: cannot hold results", f"name another folder with --{flag}")
         for part in parts:
             refused(f"--{flag}={DATA}/../Rain100L/{part}",
                     f"{part}: results would get among the files of {part}/; name another folder with --{flag}")
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "access", lambda path, mode: "closed" not in str(path))
-            (copy / "closed").mkdir(exist_ok=True)
-            refused(f"--{flag}=closed", f" closed: no permission to write there; name another folder with --{flag}")
     assert files(copy) == before
     shutil.rmtree(copy / DATA / "input")
     before = files(copy)
@@ -88,10 +84,7 @@ def test_one_bad_image_does_not_stop_the_others(copy, command):
     assert set(files(place)) == {"rue.png", "lac.png"}
 
 
-def test_two_photographs_of_one_name_and_kinds_that_are_not_read(copy):
-    (copy / DATA / "input/sea.HEIC").write_bytes(b"x")
-    assert complaints(stage(LDGP, "--overwrite", copy)) == [
-        f"ldgp.py: {DATA}/input: 1 not read, make PNG or JPEG of them: sea.HEIC"]
+def test_two_photographs_of_one_name(copy):
     shutil.copy(copy / DATA / "input/rue.png", copy / DATA / "input/rue.jpg")
     complaint(stage(LDGP, "", copy, ok=False), f"{DATA}/input: rue.jpg and rue.png share a name; rename or remove one")
 

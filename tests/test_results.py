@@ -96,12 +96,12 @@ def test_another_run_s_results_are_moved_and_said(done, command):
         (folder / place / "notes.txt").write_text("mine")
     expected = results(folder, command)
     lines = complaints(again(command, folder, OTHER[command]))
-    flag, _, value = OTHER[command].partition("=")
+    flag = OTHER[command].partition("=")[0].removeprefix("--")
     assert len(lines) == len(PLACES[command])
     for line, place in zip(lines, PLACES[command]):
         number = len(files(folder / place / "earlier-1")) if command != SDR or "fuse" in place else 2
         assert re.fullmatch(rf"{name_of(command)}: \S*{re.escape(place)}/?: {number} results of another run "
-                            rf"\({flag} .*, now {value or True}\) moved to \S*{re.escape(place)}/earlier-1", line), line
+                            rf"\(differs in {flag}\) moved to \S*{re.escape(place)}/earlier-1", line), line
         moved = {f"{place}/{name}": data for name, data in files(folder / place / "earlier-1").items()}
         assert all(moved[name] == data for name, data in expected.items()
                    if name.startswith(f"{place}/") and not name.endswith("notes.txt"))
@@ -141,8 +141,8 @@ def test_masks_of_the_user_s_own(copy):
     mine = np.where(np.arange(56) % 8 == 3, 255, 0).astype(np.uint8) * np.ones((40, 1), np.uint8)
     for text in ("", "{", "[]", '{"stage": 1}', "[" * 100000):
         (masks / "run.json").write_text(text)
-        line = complaint(stage(LDGP, "", copy, ok=False), f"{DATA}/ldgp: no run.json says what made lac.png and 1 more")
-        assert line.endswith("name another folder for the results, or replace what is there with --overwrite")
+        line = complaint(stage(LDGP, "", copy, ok=False), f"{DATA}/ldgp: no run.json says what made lac.png")
+        assert line.endswith("name another folder for the results, or replace it with --overwrite")
     (masks / "run.json").unlink()
     write_png(masks / "rue.png", mine)
     before = files(masks)
@@ -150,7 +150,7 @@ def test_masks_of_the_user_s_own(copy):
     changed = (read_image(copy / DATA / "sdr/rue/0.png") != read_image(copy / DATA / "input/rue.png")).any(axis=2)
     assert changed.any() and not changed[mine == 0].any()
     again(ONLINE, copy)
-    complaint(stage(LDGP, "", copy, ok=False), "no run.json says what made lac.png and 1 more")
+    complaint(stage(LDGP, "", copy, ok=False), "no run.json says what made lac.png")
     assert files(masks) == before
     stage(LDGP, "--overwrite", copy)
     assert "2 done before" in stage(LDGP, "", copy).stdout
@@ -173,7 +173,7 @@ def test_a_training_goes_on_as_if_it_had_not_been_interrupted(copy):
 
     def what_is_there():
         weights = torch.load(saved / "model.pkl", weights_only=True)["model"]
-        losses = [line.rsplit(",", 1)[0] for line in (saved / "loss.csv").read_text().splitlines()]
+        losses = (saved / "loss.csv").read_text()
         return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}, losses, files(result)
 
     for recipe in ("", "--recipe=fast"):
@@ -198,13 +198,10 @@ def test_progress_that_is_none(copy):
     """Damaged, of something else, or of more epochs: one line, and nothing is touched."""
     path = copy / "result_all/Rain100L/resume.pkl"
     good = torch.load(path, weights_only=True)
-    state = good["optimizer"]["state"]
-    flat = {**state, 0: {**state[0], "exp_avg": torch.zeros(3)}}
     for content, words in ((None, "damaged, or not a checkpoint"), (good | {"optimizer": {}}, "not the progress of such a"),
-                           (good | {"losses": [("x", 1)]}, "not the progress of such a training"),
+                           (good | {"losses": ["x"]}, "not the progress of such a training"),
                            (good | {"model": {}}, "its weights cannot be used in a DnCNN"),
-                           (good | {"optimizer": {**good["optimizer"], "state": flat}}, "not the progress of such a training"),
-                           (good | {"losses": [(0.5, 1.0)] * 9}, "has 9 epochs, more than --epoch=3")):
+                           (good | {"losses": [0.5] * 9}, "has 9 epochs, more than --epoch=3")):
         if content:
             torch.save(content, path)
         else:
@@ -316,7 +313,7 @@ def test_a_write_that_fails_leaves_the_old_file(copy, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     said = stage(LDGP, "--overwrite", copy, ok=False)
-    complaint(said, f"failed: {DATA}/input/rue.png: File name too long")
+    complaint(said, f"failed: {DATA}/input/rue.png: {DATA}/ldgp/rue.png: File name too long")
     assert "2 images, 1 failed" in said.stdout and set(files(copy / DATA / "ldgp")) == {"lac.png"}
 
 

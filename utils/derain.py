@@ -7,14 +7,16 @@ same for every photograph in a folder, but not in folders within. What is newer 
 here before is not taken for a photograph.
 """
 import os
+import sys
 from pathlib import Path
 
 from ldgp import add_strength_flag, remark
 from sdrl import recipe_for
 from sdrl_online import derain_photograph
 from utils import run
-from utils.image import ImageError, image_files, photograph_bytes, png_bytes, read_photograph, write_bytes
-from utils.results import fcntl
+from utils.image import (ImageError, image_files, one_line, photograph_bytes, png_bytes, read_photograph, unread_images,
+                         write_bytes)
+from utils.results import fcntl, make_folder
 
 
 class Results:
@@ -31,14 +33,8 @@ class Results:
         return Path(self.folder or photograph.parent, f"{photograph.stem}_rain.png")
 
     def prepare(self, photographs):
-        try:
-            if self.folder:
-                Path(self.folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ImageError(f"{self.folder}: cannot hold results ({error.strerror}); name another --save_path") from None
-        for folder in {self.derained(photograph).parent for photograph in photographs}:
-            if folder.is_dir() and not os.access(folder, os.W_OK):
-                raise ImageError(f"{folder}: no permission to write there; name another folder with --save_path")
+        if self.folder:
+            make_folder(self.folder, "--save_path")
 
     def done(self, photograph):
         files = [self.derained(photograph)] + [self.rain(photograph)] * self.show_rain
@@ -61,20 +57,27 @@ class Results:
         return True
 
 
+def photographs_in(place):
+    """The photographs of a folder; files of kinds that are not read are said in a line."""
+    unread = unread_images(place)
+    if unread:
+        text = f"derain.py: {place}: {len(unread)} not read, such as {unread[0]}; make PNG or JPEG of them"
+        print(one_line(text), file=sys.stderr)
+    return image_files(place, "name another one")
+
+
 def find_photographs(places, results):
     """The photographs that files and folders name, {result: photograph}.
 
     Raises ImageError for a folder without an image, and where two results would get one name.
     """
-    found, chosen = {}, {}
-    for place in map(Path, places):
-        if place.is_dir():
-            run.tell_unread("derain.py", [place])
-        for path in image_files(place, "name another one") if place.is_dir() else [place]:  # a missing file: reading it says so
-            found[os.path.abspath(path)] = path  # one that is named twice is done once
+    # By absolute path, so that one that is named twice is done once. A missing file: reading it will say so.
+    found = {os.path.abspath(path): path for place in map(Path, places)
+             for path in (photographs_in(place) if place.is_dir() else [place])}
     # Earlier results, of either format, beside the photographs or where they go now:
     own = {os.path.abspath(folder / f"{path.stem}_{ending}") for path in found.values()
            for folder in (path.parent, results.derained(path).parent) for ending in ("derained", "rain")}
+    chosen = {}
     for path in found.values():
         result = results.derained(path)
         if os.path.abspath(path.parent / path.stem) in own:
@@ -101,8 +104,7 @@ def main(args):
         write_bytes(results.derained(path), photograph_bytes(derained, photograph, kind))
         return remark(layer)
 
-    unit = "step" if args.learn else "image"
-    return run.each_image(find_photographs(args.photographs, results), work, [results], unit, unread=False)
+    return run.each_image(find_photographs(args.photographs, results), work, [results])
 
 
 if __name__ == "__main__":

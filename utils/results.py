@@ -30,7 +30,7 @@ def read_run(folder):
         found = json.loads((Path(folder) / RUN).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    whole = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("settings", "made_from"))
+    whole = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("settings", "made_from", "versions"))
     return found if whole else {}
 
 
@@ -55,17 +55,23 @@ class Results:
     stage: the script's name. settings: {flag: value} of all that decides on the results. made_from: {name: folder or file}
     that they are made from; "input" are the photographs. sources: a function from a photograph's path to the files or
     folders that its result is made from. overwrite: nothing counts as done, and what is there is replaced. flag: that of
-    the folder.
+    the folder. Raises ImageError for a folder that holds another part of the data set.
     """
 
     def __init__(self, stage, folder, settings, made_from, sources=lambda path: [path], suffix=".png", overwrite=False,
                  flag="--result_path"):
         self.folder, self.sources, self.suffix, self.overwrite, self.flag = Path(folder), sources, suffix, overwrite, flag
+        place, images = os.path.realpath(folder), Path(os.path.abspath(made_from["input"]))
+        parts = [images, *(images.parent / name for name in ("target", "ldgp", "sdr") if f"{name}.py" != stage)]
+        for part in parts:
+            if os.path.realpath(part) == place:
+                raise ImageError(f"{self.folder}: results would get among the files of {part.name}/; "
+                                 f"name another folder with {flag}")
         learns = stage not in ("ldgp.py", "sdr.py")
         libraries = ["numpy", "cv2", "PIL", "torch"] if learns else ["numpy", "cv2", "PIL"]  # those that decide on the bytes
-        place = os.path.realpath(folder)  # as seen from there, so that a data set can be moved as a whole
         run = {"stage": stage, "settings": settings,
                "versions": {name: sys.modules[name].__version__ for name in libraries},
+               # as seen from there, so that a data set can be moved as a whole
                "made_from": {name: os.path.relpath(os.path.realpath(path), place) for name, path in made_from.items()}}
         self.run, self.lock = json.loads(json.dumps(run)), None  # as it will be read back
 
@@ -83,58 +89,37 @@ class Results:
     def prepare(self, images):
         """Before the first image: make the folder, move away what is another run's or older than its photograph.
 
-        Raises ImageError for a folder that cannot take results, and where files would be replaced that no run has made.
+        Raises ImageError for what cannot be such a folder, and where files would be replaced that no run has made.
         """
-        self.check()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, self.flag)
         with alone_in(self.folder):
-            self.make_room(images)
-
-    def make_room(self, images):
-        """Let the folder hold this run's run.json, and of what is there only what this run may keep."""
-        there = [self.path(image) for image in images if self.path(image).exists()]
-        found = read_run(self.folder)
-        if self.overwrite:
-            for path in there:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        elif there and not found:
-            more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-            raise ImageError(f"{self.folder}: no {RUN} says what made {there[0].name}{more}; name another folder for the "
-                             "results, or replace what is there with --overwrite")
-        elif found and found != self.run:
-            ours = [path for path in self.folder.iterdir() if (path.suffix == self.suffix if self.suffix else path.is_dir())]
-            self.set_aside([path for path in ours if not path.name.startswith(".") and not (path / RUN).exists()],
-                           f"of another run ({difference(found, self.run)})")
-        else:
-            self.set_aside([self.path(image) for image in images if self.path(image).exists() and not self.done(image)],
-                           "older than what they were made from")
-        if found != self.run:
-            write_bytes(self.folder / RUN, json.dumps(self.run, indent=1).encode())
-
-    def check(self):
-        """Raise ImageError for a folder that cannot be written to, or that holds another part of the data set."""
-        existing = next(part for part in (self.folder, *self.folder.parents) if part.exists() or part.is_symlink())
-        other = f"name another folder with {self.flag}"
-        if not existing.is_dir():
-            raise ImageError(f"{existing}: a file, but a folder for results is needed there; move it, or {other}")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise ImageError(f"{existing}: no permission to write there; {other}")
-        images = Path(self.folder, self.run["made_from"]["input"])
-        parts = [images, *(images.parent / name for name in ("target", "ldgp", "sdr") if f"{name}.py" != self.run["stage"])]
-        for part in parts:
-            if os.path.realpath(part) == os.path.realpath(self.folder):
-                raise ImageError(f"{self.folder}: results would get among the files of {part.name}/; {other}")
+            there, found = [self.path(image) for image in images if self.path(image).exists()], read_run(self.folder)
+            if self.overwrite:
+                for path in there:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif there and not found:
+                raise ImageError(f"{self.folder}: no {RUN} says what made {there[0].name} and what else is there; name another "
+                                 "folder for the results, or replace it with --overwrite")
+            elif found and found != self.run:
+                ours = [path for path in self.folder.iterdir()
+                        if (path.suffix == self.suffix if self.suffix else path.is_dir() and not (path / RUN).exists())]
+                self.set_aside([path for path in ours if not path.name.startswith(".")],
+                               f"of another run (differs in {difference(found, self.run)})")
+            else:
+                self.set_aside([self.path(image) for image in images if self.path(image).exists() and not self.done(image)],
+                               "older than what they were made from")
+            if found != self.run:
+                write_bytes(self.folder / RUN, json.dumps(self.run, indent=1).encode())
 
     def set_aside(self, paths, why):
         """Move results, with a copy of their run.json, to a new sub-folder of theirs, and say so in one line."""
         if not paths:
             return
         aside = next(path for path in (self.folder / f"earlier-{number}" for number in itertools.count(1)) if not path.exists())
-        aside.mkdir(exist_ok=True)
+        aside.mkdir()
         shutil.copyfile(self.folder / RUN, aside / RUN)
         for path in paths:
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                path.rename(aside / path.name)
+            path.rename(aside / path.name)
         text = f"{self.run['stage']}: {self.folder}: {len(paths)} results {why} moved to {aside}"
         tqdm.write(one_line(text), file=sys.stderr)
 
@@ -158,6 +143,14 @@ class Results:
         write_bytes(self.path(image), data)
 
 
+def make_folder(folder, flag):
+    """Make a folder for results. Raises ImageError, which names the flag that says another, where that is not possible."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(f"{folder}: cannot hold results ({error.strerror}); name another folder with {flag}") from None
+
+
 @contextlib.contextmanager
 def alone_in(folder):
     """Let one process at a time in here, where the file system has locks."""
@@ -174,11 +167,6 @@ def alone_in(folder):
 
 
 def difference(then, now):
-    """In words, how two runs differ."""
-    words = [] if then.get("stage") == now["stage"] else [f"{then.get('stage')}, now {now['stage']}"]
-    for part, dashes in (("settings", "--"), ("made_from", "from "), ("versions", "")):
-        old, new = then.get(part), now[part]
-        old = old if isinstance(old, dict) else {}
-        words += [f"{dashes}{name} {str(old.get(name))[:40]}, now {str(new.get(name))[:40]}"
-                  for name in dict.fromkeys((*new, *old)) if old.get(name) != new.get(name)]
-    return "; ".join([*words[:3], "..."] if len(words) > 3 else words)
+    """The names of the flags, folders and versions in which two runs differ."""
+    old, new = ({"stage": run.get("stage"), **run["settings"], **run["made_from"], **run["versions"]} for run in (then, now))
+    return ", ".join(name for name in {**new, **old} if old.get(name) != new.get(name))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.image import ImageError, one_line, unread_images
+from utils.image import ImageError, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,15 +65,6 @@ def add_overwrite_flag(parser):
                         help="redo what is done, and replace other runs' results instead of moving them to earlier-1/")
 
 
-def add_learning_flags(parser):
-    from models import BACKBONES
-
-    parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="network to train")
-    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=3,
-                        help="of weights and draws; set anew for every image")
-    add_inference_flags(parser)
-
-
 def add_inference_flags(parser):
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     parser.add_argument("--amp", action="store_true", help="mixed precision: faster on a GPU, not the same digits")
@@ -85,160 +76,128 @@ def start(main, parser):
     """Parse, run `main(args)` and leave with its exit code; an error of files or folders becomes one line and exit code 1."""
     args = parser.parse_args()
     again = "; what is written is whole, and the same command goes on from there" if hasattr(args, "overwrite") else ""
-    signal.signal(signal.SIGTERM, stop)
+    # A system's plain kill ends like a Ctrl-C. It also reaches processes in the background, which may not see a Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = main(args)
         leave_ranks()
         sys.exit(code)
-    except ImageError as error:
-        sys.exit(f"{parser.prog}: {error}")
-    except OSError as error:
-        sys.exit(f"{parser.prog}: {one_line(f'{error.filename}: {error.strerror}' if error.filename else error)}{again}")
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        sys.exit(f"{parser.prog}: out of memory; try a smaller --crop_size or another backbone")
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print(f"{parser.prog}: stopped{again}", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        said = reason(error)
+        if not said:
+            raise
+        sys.exit(f"{parser.prog}: {said}{again if isinstance(error, OSError) else ''}")
 
 
-def stop(*_):
-    """What systems ask a process to end by is a Ctrl-C, also for those in the background, whose shell has them ignore that."""
-    raise KeyboardInterrupt
-
-
-def each_image(images, work, results=(), unit="image", failed=0, unread=True):
+def each_image(images, work, results, failed=0):
     """Call work(path, progress) for every photograph whose results are not done, go on after a failure, end with one line.
 
     images: {stem: path} of `list_images`. results: `utils.results.Results`, or what has their folder, prepare, done and
-    claim. unit: of the progress that is shown, "image" or "step". failed: how many failed before. unread: whether to name
-    what lies beside the photographs and is not read. What work returns, if anything, is counted in the last line.
+    claim. failed: how many failed before. What work returns, if anything, is counted in the last line.
     Under torchrun the photographs are dealt out to the processes.
     Returns the exit code: 0, or 1 where a photograph failed. Raises ImageError for a folder that cannot take results, and
     OSError where one no longer can.
     """
     name, (rank, world) = Path(sys.argv[0]).name, ranks()
-    folders = [result.folder for result in results if result.folder]
     if rank == 0:
-        tell_unread(name, {path.parent for path in images.values()} if unread else ())
         for result in results:
             result.prepare(images.values())
     wait_for_ranks()
     mine = list(images.values())[rank::world]
-    todo = [path for path in mine if not (results and all(result.done(path) for result in results))]
-    counts, remarks, seconds = Counter(before=len(mine) - len(todo), failed=failed * (rank == 0)), Counter(), 0.0
-    progress = Progress(name, len(todo), unit, shown=rank == 0)
-    for path in todo:
-        if results and not (results[0].claim(path) and not all(result.done(path) for result in results)):
-            counts["elsewhere"] += 1
-            continue
-        began = time.perf_counter()
-        progress.begin(path)
-        try:
-            remark = work(path, progress)
-        except Exception as error:  # one bad image must not stop the others: it is reported, counted, and exits non-zero
-            if isinstance(error, OSError) and error.errno not in (None, errno.ENAMETOOLONG):
-                raise  # the next image would meet the same
-            counts["failed"] += 1
-            tqdm.write(f"{name}: failed: {one_line(reason(path, error))}", file=sys.stderr)
-        else:
-            counts["done"] += 1
-            remarks.update([remark] if remark else [])
-            seconds += time.perf_counter() - began
-            progress.end(remark)
-    progress.close()
-    counts, remarks, seconds = (sum(parts, type(parts[0])()) for parts in zip(*gather((counts, remarks, seconds))))
+    bar = progress_bar(mine, unit="image")
+    outcomes = [outcome(path, work, results, Progress(f"{name}: {one_line(path.name)} ({number} of {len(mine)})"))
+                for number, path in enumerate(bar, 1)]
+    outcomes = [*sum(gather(outcomes), []), *[("failed", 0.0, None)] * failed]
+    counts = Counter(word for word, _, _ in outcomes)
     if rank == 0:
-        average = f"{seconds / counts['done']:.2f} s an image" if counts["done"] else "nothing done"
-        average += " (--overwrite does it again)" if counts["before"] and not counts["done"] and not counts["failed"] else ""
-        notes = "".join(f"{counts[key]} {text}, " for key, text in
-                        (("before", "done before"), ("elsewhere", "left to another process")) if counts[key])
-        where = f"in {one_line(' and '.join(map(str, folders)))}" if folders else "beside them"
-        said = "".join(f"; {number} of {counts['done']} photographs: {remark}" for remark, number in remarks.items())
-        print(f"{name}: {counts.total()} images, {counts['failed']} failed, {notes}{average}, results {where}{said}")
+        print(f"{name}: {last_line(outcomes, counts, results)}")
     return 1 if counts["failed"] else 0
 
 
+def outcome(path, work, results, progress):
+    """Do the work on a photograph if it is not done: (what became of it, seconds, what `work` returned)."""
+    if not results[0].claim(path):
+        return "left to another process", 0.0, None
+    if all(result.done(path) for result in results):
+        return "done before", 0.0, None
+    began = time.perf_counter()
+    try:
+        remark = work(path, progress)
+    except Exception as error:  # one bad image must not stop the others: it is reported, counted, and exits non-zero
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENAMETOOLONG):
+            raise  # the next image would meet the same
+        said = reason(error)
+        if not said:
+            traceback.print_exception(error)
+            said = f"{type(error).__name__}: {error}"
+        where = "" if isinstance(error, ImageError) else f"{path}: "
+        tqdm.write(f"{Path(sys.argv[0]).name}: failed: {one_line(where + said)}", file=sys.stderr)
+        return "failed", 0.0, None
+    finally:
+        progress.close()
+    seconds = time.perf_counter() - began
+    if progress.lines:
+        print(f"{progress.label}: {seconds:.2f} s{f', {remark}' if remark else ''}", file=sys.stderr, flush=True)
+    return "done", seconds, remark
+
+
+def last_line(outcomes, counts, results):
+    """What became of all photographs, in words."""
+    words = [f"{len(outcomes)} images", f"{counts['failed']} failed"]
+    words += [f"{counts[word]} {word}" for word in ("done before", "left to another process") if counts[word]]
+    seconds = sum(seconds for _, seconds, _ in outcomes)
+    words.append(f"{seconds / counts['done']:.2f} s an image" if counts["done"] else "nothing done")
+    if counts["done before"] and not counts["done"]:
+        words[-1] += " (--overwrite does it again)"
+    folders = " and ".join(str(result.folder) for result in results if result.folder)
+    remarks = Counter(remark for _, _, remark in outcomes if remark)
+    said = "".join(f"; {number} of {counts['done']} photographs: {remark}" for remark, number in remarks.items())
+    return f"{', '.join(words)}, results {f'in {one_line(folders)}' if folders else 'beside them'}{said}"
+
+
+def progress_bar(*arguments, **options):
+    """A bar of tqdm, where stderr is a terminal and this is not another process of torchrun."""
+    return tqdm(*arguments, dynamic_ncols=True, disable=ranks()[0] > 0 or None, **options)
+
+
 class Progress:
-    """On a terminal a bar, over the photographs or over the steps of each; elsewhere lines.
+    """The steps of a long piece of work: on a terminal a bar, elsewhere a line every half minute."""
 
-    The lines are one for each photograph that is done, and within long ones one every half minute.
-    """
+    def __init__(self, label, unit="step"):
+        self.label, self.unit, self.lines, self.bar = label, unit, not sys.stderr.isatty(), tqdm(disable=True)
 
-    def __init__(self, name, number, unit, shown=True):
-        self.name, self.number, self.unit, self.shown, self.count = name, number, unit, shown, 0
-        self.lines, total = shown and not sys.stderr.isatty(), number if unit == "image" else None
-        self.bar = tqdm(total=total, unit=unit, dynamic_ncols=True, disable=self.lines or not shown)
-
-    def begin(self, path):
-        self.path, self.count, self.began, self.steps, self.total = path, self.count + 1, time.perf_counter(), 0, 0
-        self.said = self.looked = self.began
-        count = f" ({self.count} of {self.number})" if self.unit != "image" else ""
-        self.bar.set_description(f"{self.name} {one_line(path.name)}{count}")
-
-    def reset(self, total, faster="", done=0):
-        """How many steps this photograph takes, and how many of them are done.
-
-        faster: what to do instead, which is said where all photographs would take more than an hour.
-        """
-        self.total, self.faster, self.steps = total, faster if self.count == 1 else "", done
-        self.bar.reset(total)
-        self.bar.update(done)
+    def reset(self, total, done=0):
+        """There are so many steps, of which some are done."""
+        self.total, self.steps, self.said = total, done, time.monotonic()
+        self.bar = progress_bar(total=total, initial=done, desc=self.label, unit=self.unit, leave=False)
 
     def step(self, loss):
-        """A step is done. loss: a tensor or number, looked at four times a second, since a GPU has to wait for that."""
+        """A step is done. loss: a tensor or number, looked at now and then, since a GPU has to wait for that."""
         self.steps += 1
         self.bar.update()
-        now = time.perf_counter()
-        if self.steps == 1:
-            self.first = now
-        if self.steps == 4 and self.faster and self.shown:
-            hours = (now - self.first) / 3 * self.total * self.number / 3600
-            if hours > 1:
-                text = f"{self.name}: about {hours:.0f} hours for {self.number} photographs; {self.faster}"
-                tqdm.write(text, file=sys.stderr)
-        if self.shown and now - self.looked > 0.25:
-            self.looked = now
-            self.bar.set_postfix_str(f"loss {float(loss):.2e}", refresh=False)
-            if self.lines and now - self.said > 30:
-                self.said = now
-                self.say(f"{self.unit} {self.steps} of {self.total}, loss {float(loss):.2e}")
-
-    def end(self, remark):
-        if self.unit == "image":
-            self.bar.update()
-        if self.lines:
-            self.say(f"{time.perf_counter() - self.began:.2f} s{f', {remark}' if remark else ''}")
-
-    def say(self, text):
-        print(f"{self.name}: {one_line(self.path.name)} ({self.count} of {self.number}): {text}", file=sys.stderr, flush=True)
+        if time.monotonic() - self.said > (30 if self.lines else 0.25):
+            self.said, text = time.monotonic(), f"loss {float(loss):.2e}"
+            self.bar.set_postfix_str(text, refresh=False)
+            if self.lines:
+                print(f"{self.label}: {self.unit} {self.steps} of {self.total}, {text}", file=sys.stderr, flush=True)
 
     def close(self):
         self.bar.close()
 
 
-def tell_unread(name, folders):
-    for folder in folders:
-        unread = unread_images(folder)
-        if unread:
-            shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
-            print(one_line(f"{name}: {folder}: {len(unread)} not read, make PNG or JPEG of them: {shown}"), file=sys.stderr)
-
-
-def reason(path, error):
-    """One line on why an image failed; a fault that is not the image's shows its traceback first."""
-    if isinstance(error, ImageError):
-        return str(error)
-    if isinstance(error, FloatingPointError):  # a loss or an output that is not finite
-        return f"{path}: {error}"
+def reason(error):
+    """One line on what went wrong, for the user; None for a fault of the program."""
     if out_of_memory(error):
-        return f"{path}: out of memory; try --crop_size, a smaller image or another backbone"
+        return "out of memory; try a smaller --crop_size, a smaller image or another backbone"
     if isinstance(error, OSError):
-        return f"{path}: {error.strerror or error}"
-    traceback.print_exception(error)
-    return f"{path}: {type(error).__name__}: {error}"
+        return one_line(f"{error.filename}: {error.strerror}" if error.filename else error)
+    if isinstance(error, (ImageError, FloatingPointError)):  # the latter: a loss or an output that is not finite
+        return str(error)
+    return None
 
 
 def out_of_memory(error):
