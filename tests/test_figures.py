@@ -1,6 +1,5 @@
 """Pictures: what is shown is shown unchanged and in its place, and what is missing is named with the command that makes it."""
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -66,7 +65,6 @@ def last_row(picture, number):
 @pytest.mark.parametrize("figure, shown", [
     ("before_after", [noise(0), noise(3)]), ("masks", [noise(0), in_colour(noise(1)[..., 0]), noise(10), noise(2)]),
     ("layer", [noise(0), in_colour(rain_mask(noise(0))), in_colour(rain_layer(noise(0))), noise(3)]),
-    ("ldgp", [in_colour(noise(1)[..., 0])] * 2),
 ])
 def test_a_figure_shows_what_it_says(dataset, figure, shown):
     figures(dataset, f"--figure={figure}")
@@ -74,8 +72,6 @@ def test_a_figure_shows_what_it_says(dataset, figure, shown):
     assert picture.shape[1] == 72 * len(shown) - 8
     for place, image in zip(last_row(picture, len(shown)), shown, strict=True):
         assert np.array_equal(place, image)
-    if figure == "ldgp":  # the masks are below the photographs
-        assert np.array_equal(picture[-104:-56, :64], noise(0))
 
 
 def test_figures_makes_the_two_pictures_of_the_readme(dataset):
@@ -134,19 +130,3 @@ def test_a_comparison_has_the_columns_that_there_are(dataset):
         complaint(figures(dataset, "--figure=comparison", *flags, ok=False), words)
     write_png(dataset / "target/a.png", noise(0, 20, 20))
     complaint(figures(dataset, "--figure=comparison", ok=False), "20x20, but")
-
-
-def test_the_curve_figure_reads_loss_csv_and_needs_matplotlib(dataset, monkeypatch):
-    path = dataset / "loss.csv"
-    for text, words in (("a,b\n1,2\n", "not a loss.csv"), ("epoch,loss\n1,x\n", "not a loss.csv"),
-                        ("epoch,loss\n", "no epoch in it yet"), (None, "no such file; sdrl_all.py writes it")):
-        path.unlink() if text is None else path.write_text(text)
-        complaint(figures(dataset, "--figure=curve", "--loss_path", path, ok=False), f"{path}: {words}")
-    path.write_text("epoch,loss,seconds\n1,0.5,1.0\n2,0.25,2.0\n")
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-        done = figures(dataset, "--figure=curve", "--loss_path", path, ok=False)
-    assert done.stderr == "figures.py: --figure=curve needs the package matplotlib; run: pip install matplotlib\n"
-    pytest.importorskip("matplotlib")
-    figures(dataset, "--figure=curve", "--loss_path", path)
-    assert read_image(dataset / "img/curve.png").shape == (400, 720, 3)

@@ -2,8 +2,8 @@
 
     python -m utils.benchmark ldgp --data_path="./dataset/Rain100L" --limit=40
 
-ldgp and sdr are measured on one core, over the first --limit photographs: the median and the quartiles of their times, each of
-which is the median of --repeats. For the growth a photograph is cut or tiled to each size. sdrl measures steps of learning.
+All is measured on one core, over the first --limit photographs: the median and the quartiles of their times, each of which is
+the median of --repeats. For the growth a photograph is cut or tiled to each size.
 """
 import math
 import os
@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 from ldgp import rain_direction, rain_layer, rain_mask
-from models import BACKBONES
-from sdr import GuidedSampler, Sampler, sample_references
-from sdrl import derain, fresh_model, recipe_for
+from sdr import GuidedSampler, Sampler
+from sdrl import FAST, PAPER, derain, fresh_model
 from sdrl_online import derain_photograph
 from utils import run
 from utils.image import list_images, read_image
@@ -57,6 +56,11 @@ WORK = {
         "guided samples, their expectation": lambda case: GuidedSampler(case.image, case.layer).expectation(),
         "guided samples, 50 references": lambda case: draw(GuidedSampler(case.image, case.layer)),
     },
+    "sdrl": {
+        "paper, 10 steps of 5,000": lambda case: derain(fresh_model("Unet"), case.image, case.image[None],
+                                                        PAPER._replace(steps=10)),
+        "fast, 50 steps of 750": lambda case: derain_photograph(case.image, True, recipe=FAST._replace(steps=50)),
+    },
 }
 
 
@@ -78,11 +82,13 @@ def tile(array, megapixels):
     return array.take(range(height), axis=0, mode="wrap").take(range(width), axis=1, mode="wrap")
 
 
-def measure(work, cases, args):
-    """Print the times of {name: function of a case} on one core, and how they grow."""
+def measure(cases, args):
+    """Print the times of a stage's work on one core, and how they grow."""
+    work = WORK[args.stage]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     times = {name: [seconds(function, case, args.repeats) for case in cases] for name, function in work.items()}
     if NSS in times:
         filled = [max(1, np.count_nonzero(case.mask > THRESHOLD)) for case in cases]
@@ -93,7 +99,7 @@ def measure(work, cases, args):
         rows.append([name, middle, f"{low} to {high}"])
     print(markdown([["a photograph, one core", "median", "quartiles"], *rows]), end="\n\n", flush=True)
 
-    if len(args.megapixels) < 2:
+    if len(args.megapixels) < 2 or args.stage == "sdrl":  # whose memory grows as well
         return
     path, *arrays = cases[0]
     sizes, rows = [Case(path, *(tile(array, size) for array in arrays)) for size in args.megapixels], []
@@ -104,53 +110,23 @@ def measure(work, cases, args):
     print(markdown([[f"megapixels ({path.name})", *map(str, args.megapixels), "time grows as"], *rows]))
 
 
-def measure_learning(case, args):
-    """Print how long a step of learning takes, by recipe, and what that makes for the photograph."""
-    device, rows = run.device(args.device), []
-    for name in args.recipe:
-        recipe, times = recipe_for(name, args.backbone), []
-
-        def report(loss):
-            float(loss)  # waits for a GPU
-            times.append(time.perf_counter())
-
-        short = recipe._replace(steps=args.steps + 1)
-        if name == "paper":
-            model = fresh_model(args.backbone, device, short)
-            derain(model, case.image, sample_references(case.image, case.mask), short, report)
-        else:
-            derain_photograph(case.image, True, args.backbone, device, short, report)
-        step, steps = np.median(np.diff(times)), recipe.steps or 50 * recipe.epoch
-        rows.append([f"{name}, {args.backbone}", scaled(step), str(steps), scaled(steps * step)])
-    where = f"{case.image.shape[1]}x{case.image.shape[0]}, {device}, {torch.get_num_threads()} threads"
-    print(markdown([[where, "a step", "steps", "all of them"], *rows]))
-
-
 def main(args):
     paths = list(list_images(f"{args.data_path}/input", "name a data set with --data_path, such as ./dataset/Demo").values())
-    paths = paths[: 1 if args.stage == "sdrl" else args.limit or None]
+    paths = paths[: args.limit or None]
     cases = [Case(path, image, rain_mask(image), rain_layer(image)) for path, image in zip(paths, map(read_image, paths))]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    print(f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {gpu}, "
-          f"Python {platform.python_version()}, NumPy {np.__version__}, OpenCV {cv2.__version__}, torch {torch.__version__}\n"
+    print(f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, Python {platform.python_version()}, "
+          f"NumPy {np.__version__}, OpenCV {cv2.__version__}, torch {torch.__version__}\n"
           f"{len(cases)} photographs of {args.data_path}\n")
-    if args.stage == "sdrl":
-        measure_learning(cases[0], args)
-    else:
-        measure(WORK[args.stage], cases, args)
+    measure(cases, args)
     return 0
 
 
 if __name__ == "__main__":
     parser = run.Parser(__doc__)
-    parser.add_argument("stage", choices=["ldgp", "sdr", "sdrl"], help="what to measure")
+    parser.add_argument("stage", choices=list(WORK), help="what to measure")
     parser.add_argument("--data_path", default="./dataset/Rain100L", help="a data set with photographs in input/")
-    parser.add_argument("--limit", type=run.number(int, 0), default=0, help="how many photographs; 0: all; sdrl takes one")
+    parser.add_argument("--limit", type=run.number(int, 0), default=0, help="how many photographs; 0: all")
     parser.add_argument("--repeats", type=run.number(int, 1), default=3, help="how often each is measured")
     parser.add_argument("--megapixels", nargs="*", type=run.number(float, 0.01), default=MEGAPIXELS,
-                        help="ldgp, sdr: sizes for the growth, at least two, or none")
-    parser.add_argument("--recipe", nargs="+", default=["paper", "fast"], choices=["paper", "fast"], help="sdrl: what to learn")
-    parser.add_argument("--steps", type=run.number(int, 1), default=20, help="sdrl: how many steps to measure")
-    parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="sdrl: network to train")
-    parser.add_argument("--device", default="auto", help="sdrl: cpu, cuda, ...; auto: a GPU if there is one")
+                        help="of ldgp and sdr: sizes for the growth, at least two, or none")
     run.start(main, parser)

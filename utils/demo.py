@@ -18,8 +18,7 @@ STAGES = [
     ["ldgp.py", "--dataset=Demo", "--recipe=fast"],
     ["sdr.py", f"--input_path={FOLDER}input/", "--recipe=fast"],
     ["sdrl.py", f"--rainy_data_path={FOLDER}", "--recipe=fast"],
-    ["-m", "utils.evaluate", f"--result_path={FOLDER}result/", f"--target_path={FOLDER}target/",
-     f"--input_path={FOLDER}input/", "--protocol=rgb"],
+    ["-m", "utils.evaluate", f"{FOLDER}result/", f"{FOLDER}target/", f"--input_path={FOLDER}input/", "--protocol=rgb"],
 ]
 
 

@@ -3,9 +3,8 @@
     python -m utils.figures --dataset_path="./dataset/Demo" --save_path="./img"
 
 --figure makes others. comparison: a photograph in all versions side by side, with a detail enlarged; layer: what the two
-recipes take for rain; ldgp: each photograph above its mask; curve: the loss of sdrl_all.py, which needs matplotlib.
+recipes take for rain.
 """
-import csv
 from pathlib import Path
 
 import cv2
@@ -31,7 +30,6 @@ FIGURES = {
     "comparison": {"rainy": "input", "likely rain": "ldgp", "fused reference": "sdr(fuse)", "derained": "result",
                    "target": "target"},
     "layer": {"rainy photograph": "input", "rain mask (LDGP)": "mask", "rain layer": "layer", "derained": "result"},
-    "ldgp": {"rainy": "input", "mask": "ldgp"},
 }
 FOUND = {"mask": ldgp.rain_mask, "layer": ldgp.rain_layer}
 README = "see dataset/README.md"
@@ -117,8 +115,6 @@ def draw(figure, dataset, stems, results=None, width=WIDTH, detail=None):
     shown = [load(figure, dataset, stem, results or {"derained": f"{dataset}/result"}) for stem in stems]
     if figure == "comparison":
         return stack([compare(images, detail, width) for images in shown], 2 * GAP)
-    if figure == "ldgp":
-        return grid(zip(*(images.values() for images in shown)), stems, width)
     return grid([images.values() for images in shown], shown[0], width)
 
 
@@ -151,47 +147,12 @@ def place_of_detail(rainy, others, width, height):
     return cv2.minMaxLoc(sums[: len(sums) - height + 1, : sums.shape[1] - width + 1])[3]
 
 
-def read_losses(path):
-    """The points (epoch, loss) of a loss.csv. Raises ImageError for a file that is missing or another."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            points = [(int(row["epoch"]), float(row["loss"])) for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file; sdrl_all.py writes it to its --model_save_dir") from None
-    except (KeyError, TypeError, ValueError, csv.Error):
-        raise ImageError(f"{path}: not a loss.csv of sdrl_all.py, with columns epoch and loss; name another file") from None
-    if not points:
-        raise ImageError(f"{path}: no epoch in it yet; wait for the first checkpoint, see --save_every of sdrl_all.py")
-    return points
-
-
-def draw_curve(losses):
-    """Losses on a logarithmic axis, (H, W, 3) uint8 BGR. losses: {name: points}. Raises ImageError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImageError("--figure=curve needs the package matplotlib; run: pip install matplotlib") from None
-    figure = Figure(figsize=(7.2, 4), layout="tight")
-    axes = figure.add_subplot(xlabel="epoch", ylabel="mean squared error", yscale="log", title="Training loss of sdrl_all.py")
-    for name, points in losses.items():
-        axes.plot(*zip(*points), label=name, marker="." if len(points) == 1 else "")
-    axes.legend()
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)
-
-
 def main(args):
-    if args.figure == "curve":
-        places = args.loss_path or [f"./result_all/{Path(args.dataset_path).resolve().name}/loss.csv"]
-        pictures = {"curve": draw_curve({place: read_losses(place) for place in places})}
-    else:
-        inputs = list_images(Path(args.dataset_path) / "input", README)
-        stems = args.images or (SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2])
-        figures = ["masks", "before_after"] if args.figure == "readme" else [args.figure]
-        results = named_folders(args.result_path or [])
-        pictures = {name: draw(name, args.dataset_path, stems, results, args.width, args.detail) for name in figures}
+    inputs = list_images(Path(args.dataset_path) / "input", README)
+    stems = args.images or (SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2])
+    figures = ["masks", "before_after"] if args.figure == "readme" else [args.figure]
+    results = named_folders(args.result_path or [])
+    pictures = {name: draw(name, args.dataset_path, stems, results, args.width, args.detail) for name in figures}
     Path(args.save_path).mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         path = Path(args.save_path) / f"{name}.png"
@@ -205,13 +166,11 @@ if __name__ == "__main__":
     parser.add_argument("--dataset_path", default="./dataset/Demo", help="a data set that all three stages have worked on")
     parser.add_argument("--save_path", default="./img", help="where the pictures go")
     parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two)")
-    parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES, "curve"],
+    parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES],
                         help="what to draw; readme: masks and before_after")
     parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
                         help="results to show; may be given several times (default: result/ of the data set)")
     parser.add_argument("--detail", nargs=3, type=run.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),
                         help="what a comparison enlarges, in pixels (default: where the rain matters most)")
     parser.add_argument("--width", type=run.number(int, 100), default=WIDTH, help="of the picture, in pixels, at most")
-    parser.add_argument("--loss_path", action="append", metavar="FILE",
-                        help="of a curve; may be given several times (default: ./result_all/<data set>/loss.csv)")
     run.start(main, parser)

@@ -50,25 +50,12 @@ def references(data, recipe):
 
 
 def learning(data, method, recipe, backbone, flags):
-    """The commands of one run. Its folders are named after all that sets it."""
+    """The command of one run. Its folders are named after all that sets it."""
     run_name = "_".join([method, recipe, backbone, *(re.sub(r"[^\w.=-]+", "-", flag.lstrip("-")) for flag in flags)])
     source = f"--ldgp_path={data}/ldgp" if method == "sdrl_online" else f"--sdr_data_path={data}/sdr"
-    command = [f"{method}.py", f"--rainy_data_path={data}", f"--recipe={recipe}", f"--backbone={backbone}",
-               source + SUFFIX[recipe]]
-    result, network = f"--result_path={data}/result_{run_name}", f"{data}/network_{run_name}"
-    if method != "sdrl_all":
-        return [[*command, result, *flags]]
-    of_both = [flag for flag in flags if flag.startswith(("--device=", "--tile_size=", "--amp"))]
-    return [[*command, f"--model_save_dir={network}", f"--result_path={network}/training", *flags],
-            ["test_all.py", f"--data_path={data}", f"--model_path={network}/model.pkl", result, *of_both]]
-
-
-def check_flags(script, flags):
-    """Raise ImageError where a learning stage does not take flags: it is called on a folder that is not there."""
-    command = [sys.executable, ROOT / script, *flags, "--rainy_data_path=no-such-data-set"]
-    said = subprocess.run(command, capture_output=True, text=True).stderr
-    if "no-such-data-set" not in said:
-        raise ImageError(said.strip().rpartition("\n")[2] or f"{script}: cannot be run with {' '.join(flags)}")
+    network = [f"--model_save_dir={data}/network_{run_name}"] if method == "sdrl_all" else []
+    return [f"{method}.py", f"--rainy_data_path={data}", f"--recipe={recipe}", f"--backbone={backbone}",
+            source + SUFFIX[recipe], f"--result_path={data}/result_{run_name}", *network, *flags]
 
 
 def main(args):
@@ -83,27 +70,24 @@ def main(args):
         if re.match("--(rainy_data|sdr_data|ldgp|result)_path|--(recipe|backbone|model_save_dir|overwrite)", word):
             raise ImageError(f"{word}: cannot stand behind --, since it is set here (see --help)")
     commands = [command for recipe in args.recipe for command in references(data, recipe)]
-    for method in args.methods:
-        for recipe in args.recipe:
-            check_flags(f"{method}.py", [f"--recipe={recipe}", *args.flags])
-            for backbone in args.backbones:
-                commands += learning(data, method, recipe, backbone, args.flags)
+    commands += [learning(data, method, recipe, backbone, args.flags)
+                 for method in args.methods for recipe in args.recipe for backbone in args.backbones]
 
     code = 0
     for number, command in enumerate(commands, 1):
         print(f"\nstage {number} of {len(commands)}: python {shlex.join(command)}", flush=True)
         ended = subprocess.run([sys.executable, ROOT / command[0], *command[1:]]).returncode
         if ended not in (0, 1):
-            raise ImageError(f"{command[0]}: ended with exit code {ended}; the same command goes on from there")
+            raise ImageError(f"{command[0]}: ended with exit code {ended}, see above; the same command goes on from there")
         code = max(code, ended)
 
     made = [path for pattern in ("sdr(fuse)*", "result_*") for path in sorted(data.glob(pattern), key=natural_order)]
-    folders = [f"--result_path={path.name.removeprefix('result_').replace('=', ' ')}={path}" for path in made
+    folders = [f"{path.name.removeprefix('result_').replace('=', ' ')}={path}" for path in made
                if list_images(path, optional=True)]
-    scores = [f"--input_path={data}/input", f"--target_path={data}/target", f"--dataset={args.dataset}"]
     extra = ["--extra", *args.extra] if args.extra else []
     print(f"\nscores, also in {data}/scores/scores.md and .csv:\n", flush=True)
-    command = [sys.executable, "-m", "utils.evaluate", *folders, *scores, f"--save={data}/scores/scores", *extra]
+    command = [sys.executable, "-m", "utils.evaluate", *folders, f"{data}/target", f"--input_path={data}/input",
+               f"--dataset={args.dataset}", f"--save={data}/scores/scores", *extra]
     return max(code, subprocess.run(command).returncode)
 
 

@@ -13,8 +13,6 @@ from utils.metrics import EXTRA, PROTOCOLS, mean_scores
 MEASURED = "measured here"  # the source of all that is not published
 PUBLISHED = Path(__file__).with_name("published.csv")
 DIGITS = {"psnr": 3, "ssim": 4, "lpips": 4, "niqe": 3, "brisque": 3}
-PLAIN_MARKS = {1: "{}*", 2: "{}'"}  # of the best and the second best
-LATEX_MARKS = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
 
 
 class Method(NamedTuple):
@@ -24,7 +22,6 @@ class Method(NamedTuple):
     images: str  # how many, or which
     scores: dict  # {"psnr_rgb": float, or text as published, ...}
     source: str = MEASURED
-    ranked: bool = False
 
 
 def published(dataset, keys, images):
@@ -55,35 +52,21 @@ def score_text(key, value, sign=""):
     return re.sub(r"^([+-]?)0\.", r"\1.", text) if key.startswith("ssim") else text
 
 
-def cell(scores, keys, marks={}, sign=""):
-    return " / ".join(marks.get(key, "{}").format(score_text(key, scores[key], sign)) for key in keys if key in scores)
+def cell(scores, keys, sign=""):
+    return " / ".join(score_text(key, scores[key], sign) for key in keys if key in scores)
 
 
-def places(methods):
-    """{(method's number, key): 1 or 2} of the best and the second best, as shown, among the ranked methods if there are two."""
-    ranked, found = [number for number, method in enumerate(methods) if method.ranked], {}
-    for key in methods[ranked[0]].scores if len(ranked) > 1 else ():
-        shown = {number: float(score_text(key, methods[number].scores[key])) for number in ranked}
-        best = sorted(set(shown.values()), reverse=key not in EXTRA)[:2]
-        found |= {(number, key): best.index(value) + 1 for number, value in shown.items() if value in best}
-    return found
-
-
-def overview(methods, shown, marks=PLAIN_MARKS):
+def overview(methods, shown):
     """The table of the means: a row a method, and the source of published figures in a row above them.
 
-    methods: a list of `Method`. shown: some of `columns`. marks: how the best and second best look.
+    methods: a list of `Method`. shown: as from `columns`.
     """
-    best, source = places(methods), MEASURED
-    lines = [["method", "images", *(heading for heading, _ in shown)]]
-    for number, method in enumerate(methods):
-        own_marks = {key: marks[place] for (which, key), place in best.items() if which == number}
-        cells = [cell(method.scores, keys, own_marks) for _, keys in shown]
-        if any(cells):
-            if method.source != source:
-                source = method.source
-                lines.append([f"{source}:", *[""] * (len(shown) + 1)])
-            lines.append([method.name, method.images, *cells])
+    source, lines = MEASURED, [["method", "images", *(heading for heading, _ in shown)]]
+    for method in methods:
+        if method.source != source:
+            source = method.source
+            lines.append([f"{source}:", *[""] * (len(shown) + 1)])
+        lines.append([method.name, method.images, *(cell(method.scores, keys) for _, keys in shown)])
     return lines
 
 
@@ -99,8 +82,8 @@ def image_table(results, keys, total):
     by_column = [["image", *images, last]]
     for name, rows in results.items():
         sign = "+" if name == "gain" else ""
-        cells = [cell(rows.get(image, {}), keys, sign=sign) for image in images]
-        by_column.append([name, *cells, cell(mean_scores(list(rows.values())), keys, sign=sign)])
+        cells = [cell(rows.get(image, {}), keys, sign) for image in images]
+        by_column.append([name, *cells, cell(mean_scores(list(rows.values())), keys, sign)])
     return list(zip(*by_column))
 
 
