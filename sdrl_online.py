@@ -9,25 +9,11 @@ from pathlib import Path
 import torch
 
 from ldgp import find_rain, rain_layer, remark, thin_scale
-from sdr import Sampler, ScaledSampler, add_nss_flags, nss_options, sampler_for
-from sdrl import PAPER, add_flags, derain_by_own_rain, fresh_model, learn_references, recipe_for, recipe_of
+from sdr import ScaledSampler, add_nss_flags, nss_options, sampler_for
+from sdrl import add_flags, derain_by_own_rain, fresh_model, learn_references, recipe_for, recipe_of
 from utils import run
 from utils.image import ImageError, check_image, check_size, list_images, photograph_bytes, read_mask, read_photograph
-from utils.inference import model_device
 from utils.results import Results, check_made_for, read_run
-
-
-def derain_online(model, rainy, mask, recipe=PAPER, sdr_num=50, nss=None, report=None):
-    """Train a fresh network on one rainy image against references that it draws itself, a new one in every step.
-
-    model: a network (N, 3, H, W) -> the same in [0, 1], RGB, trained in place. rainy: (H, W, 3) uint8 BGR; mask: (H, W)
-    uint8. sdr_num: without steps in the recipe, there are as many as with so many stored references. nss: parameters of
-    `sdr.Sampler`. report: called with each step's loss. Returns (H, W, 3) uint8 BGR. Raises ValueError as `sdr.Sampler`.
-    """
-    device = model_device(model)
-    references = fresh_references(Sampler(rainy, mask, **(nss or {})), torch.Generator(device).manual_seed(recipe.seed))
-    steps = recipe.steps or recipe.epoch * sdr_num
-    return learn_references(model, rainy, islice(references, steps), recipe, report)
 
 
 def fresh_references(sampler, random):
@@ -49,16 +35,17 @@ def fresh_references(sampler, random):
         yield reference.reshape(sampler.image.shape)
 
 
-def derain_photograph(rainy, learn=False, backbone="Unet", device="cpu", recipe=None, report=None, strength=1.0):
+def derain_photograph(rainy, learn=False, backbone="Unet", device="cpu", recipe=None, report=None, strength=1.0, layer=None):
     """The fast recipe on an array: rain layer, exact mean of the guided samples, and learning from self-made rain if asked.
 
     rainy: (H, W, 3) uint8 BGR. Without learning it takes about half a second for 480x320 pixels. recipe: a `sdrl.Recipe`, else
-    that of the backbone. report: called with each step's loss. strength: of `ldgp.rain_layer`.
-    Returns (derained (H, W, 3) uint8 BGR, rain layer (H, W) uint8 in grey levels). Raises ValueError for another array.
+    that of the backbone. report: called with each step's loss. strength: of `ldgp.rain_layer`, which is asked for no layer
+    that is given. Returns (derained (H, W, 3) uint8 BGR, rain layer (H, W) uint8 in grey levels).
+    Raises ValueError for another array.
     """
     check_image(rainy)
     scale, recipe = thin_scale(rainy), recipe or recipe_for("fast", backbone)
-    layer = rain_layer(rainy, scale=scale, strength=strength)
+    layer = rain_layer(rainy, scale=scale, strength=strength) if layer is None else layer
     fused = ScaledSampler(rainy, layer, scale).fused()
     if not learn:
         return fused, layer
@@ -88,21 +75,20 @@ def main(args):
                 raise ImageError(f"{path}: {error}") from None
         mask = read_mask(masks[path.stem])
         check_size(mask, masks[path.stem], rainy, path)
-        if not fast:
-            sampler_for(rainy, mask, masks[path.stem], args)  # says so where it cannot be used
         return mask
 
     def work(path, progress):
         photograph = read_photograph(path)
-        rainy = photograph.image
-        mask, model = mask_of(path, rainy), fresh_model(args.backbone, device, recipe)
-        progress.reset(recipe.steps or recipe.epoch * args.sdr_num)
+        rainy, steps = photograph.image, recipe.steps or recipe.epoch * args.sdr_num  # as many as with stored references
+        mask = mask_of(path, rainy)
+        progress.reset(steps)
         if fast:
-            scale = thin_scale(rainy)
-            fused = ScaledSampler(rainy, mask, scale).fused()
-            derained = derain_by_own_rain(model, rainy, fused, recipe, scale, progress.step)
+            derained, _ = derain_photograph(rainy, steps > 0, args.backbone, device, recipe, progress.step, layer=mask)
         else:
-            derained = derain_online(model, rainy, mask, recipe, args.sdr_num, nss_options(args), progress.step)
+            sampler = sampler_for(rainy, mask, masks.get(path.stem, path), args)
+            model = fresh_model(args.backbone, device, recipe)
+            references = fresh_references(sampler, torch.Generator(device).manual_seed(recipe.seed))
+            derained = learn_references(model, rainy, islice(references, steps), recipe, progress.step)
         results.write(path, photograph_bytes(derained, photograph))
         return remark(mask)
 

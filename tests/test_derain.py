@@ -123,7 +123,7 @@ def test_what_cannot_be_derained_is_a_line_and_the_others_go_on(folder):
     said = [line for line in done.stderr.splitlines() if line.startswith("derain.py: failed: ")]
     assert len(said) == 2 and last.startswith("4 images, 2 failed, ")
     assert names(folder / "out") == ["lac_derained.png", "rue_derained.png"]
-    for words in ("no.jpg: no such file", "torn.jpg: damaged"):
+    for words in ("no.jpg: cannot be read (No such file", "torn.jpg: damaged"):
         assert any(words in line for line in said), (words, said)
     (folder / "empty").mkdir()
     for words, expected in ((["empty"], "empty: no image in this folder"),

@@ -162,7 +162,7 @@ def test_links_are_followed_when_read_and_replaced_when_written(tmp_path):
     (place / "ldgp/link.png").symlink_to(outside / "mine.png")
     before = files(outside)
     lines = complaints(stage(LDGP, "--overwrite", tmp_path, ok=False))
-    assert len(lines) == 2 and "loop.png: cannot be read" in lines[0] and "nothing.png: no such file" in lines[1]
+    assert len(lines) == 2 and all(f"{name}.png: cannot be read" in line for name, line in zip(("loop", "nothing"), lines))
     assert files(outside) == before and not (place / "ldgp/link.png").is_symlink()
 
 

@@ -121,12 +121,10 @@ def test_defaults_follow_the_data_set_that_is_named(tmp_path, source):
     assert set(files(tmp_path)) == made
 
 
-def test_a_data_set_that_is_only_read(copy, monkeypatch):
+def test_a_data_set_that_is_only_read(copy):
     """Results elsewhere are possible; masks that are missing are made, and are not kept."""
     shutil.rmtree(copy / DATA / "ldgp")
-    before, access = files(copy / DATA), os.access
-    inside = str(copy / DATA)
-    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and not os.path.realpath(path).startswith(inside))
+    before = files(copy / DATA)
     for command in (SDRL, ONLINE):
         stage(command, f"{SHORT[command]} --result_path=mine/{name_of(command)}", copy)
         assert set(files(copy / "mine" / name_of(command))) == {"rue.png", "lac.png"}

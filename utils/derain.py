@@ -16,7 +16,7 @@ from sdrl_online import derain_photograph
 from utils import run
 from utils.image import (ImageError, image_files, one_line, photograph_bytes, png_bytes, read_photograph, unread_images,
                          write_bytes)
-from utils.results import fcntl, make_folder
+from utils.results import fcntl, make_folder, up_to_date
 
 
 class Results:
@@ -38,11 +38,7 @@ class Results:
 
     def done(self, photograph):
         files = [self.derained(photograph)] + [self.rain(photograph)] * self.show_rain
-        try:
-            newer = all(file.stat().st_mtime_ns >= photograph.stat().st_mtime_ns for file in files)
-        except OSError:  # no result yet; or no photograph, which reading it will say
-            return False
-        return newer and not self.overwrite
+        return not self.overwrite and all(up_to_date(file, [photograph]) for file in files)
 
     def claim(self, photograph):
         """Whether no other process is at a photograph: this one locks it until it turns to the next, or ends."""

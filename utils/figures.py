@@ -65,18 +65,21 @@ def stack(pictures, gap=GAP):
     return np.vstack([np.pad(picture, margin, constant_values=255) for picture, margin in zip(pictures, margins)])[gap:]
 
 
+def fraction(images, width):
+    """By how much images side by side are shrunk, so that they and the gaps are no wider; they are never enlarged."""
+    return min(1, (width - GAP * (len(images) - 1)) / sum(image.shape[1] for image in images))
+
+
 def grid(rows, labels, width=WIDTH):
     """Rows of images on white, (H, W, 3) uint8 BGR, with labels above the first row.
 
-    rows: lists of arrays (H, W, 3) or (H, W) of uint8; in each row, higher ones are shrunk to the height of the lowest.
-    labels: a text for each image of a row. width: the most pixels; rows are shrunk to it, and never enlarged.
+    rows: lists of arrays (H, W, 3) or (H, W) of uint8, of one size in a row. labels: a text for each image of a row. width:
+    the most pixels; rows are shrunk to it, and never enlarged.
     """
     lines = []
     for row in rows:
-        height = min(len(image) for image in row)
-        widths = [image.shape[1] * height / len(image) for image in row]
-        scale = min(1, (width - GAP * (len(row) - 1)) / sum(widths))
-        tiles = [resize(image, wide * scale, height * scale) for image, wide in zip(row, widths)]
+        scale = fraction(row, width)
+        tiles = [resize(image, image.shape[1] * scale, len(image) * scale) for image in row]
         if not lines:
             tiles = [np.vstack([label_above(label, tile.shape[1]), tile]) for label, tile in zip(labels, tiles, strict=True)]
         spaced = [np.pad(tile, ((0, 0), (GAP, 0), (0, 0)), constant_values=255) for tile in tiles]
@@ -115,7 +118,7 @@ def draw(figure, dataset, stems, results=None, width=WIDTH, detail=None):
     shown = [load(figure, dataset, stem, results or {"derained": f"{dataset}/result"}) for stem in stems]
     if figure == "comparison":
         return stack([compare(images, detail, width) for images in shown], 2 * GAP)
-    return grid([images.values() for images in shown], shown[0], width)
+    return grid([list(images.values()) for images in shown], shown[0], width)
 
 
 def compare(images, detail=None, width=WIDTH):
@@ -132,7 +135,7 @@ def compare(images, detail=None, width=WIDTH):
     left, top = detail[:2] if detail else place_of_detail(rainy, others, side, tall)
     if side < 1 or left + side > wide or top + tall > high:
         raise ImageError(f"--detail {left} {top} {side}: not within {wide}x{high} pixels; name another")
-    scale = min(1, (width - GAP * (len(images) - 1)) / len(images) / wide)
+    scale = fraction(list(images.values()), width)
     corners = [(int(x * scale), int(y * scale)) for x, y in ((left, top), (left + side - 1, top + tall - 1))]
     pictures = [cv2.rectangle(resize(image, wide * scale, high * scale), *corners, FRAME, 2) for image in images.values()]
     window = slice(top, top + tall), slice(left, left + side)
@@ -150,9 +153,8 @@ def place_of_detail(rainy, others, width, height):
 def main(args):
     inputs = list_images(Path(args.dataset_path) / "input", README)
     stems = args.images or (SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2])
-    figures = ["masks", "before_after"] if args.figure == "readme" else [args.figure]
     results = named_folders(args.result_path or [])
-    pictures = {name: draw(name, args.dataset_path, stems, results, args.width, args.detail) for name in figures}
+    pictures = {name: draw(name, args.dataset_path, stems, results, args.width, args.detail) for name in args.figure}
     Path(args.save_path).mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         path = Path(args.save_path) / f"{name}.png"
@@ -166,8 +168,8 @@ if __name__ == "__main__":
     parser.add_argument("--dataset_path", default="./dataset/Demo", help="a data set that all three stages have worked on")
     parser.add_argument("--save_path", default="./img", help="where the pictures go")
     parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two)")
-    parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES],
-                        help="what to draw; readme: masks and before_after")
+    parser.add_argument("--figure", nargs="+", default=["masks", "before_after"], choices=list(FIGURES), metavar="NAME",
+                        help=f"what to draw, of {', '.join(FIGURES)}")
     parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
                         help="results to show; may be given several times (default: result/ of the data set)")
     parser.add_argument("--detail", nargs=3, type=run.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),

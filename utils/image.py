@@ -109,8 +109,6 @@ def open_image(path):
     """A decoded PIL image, upright. Raises ImageError as `read_image` does."""
     try:
         data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     try:

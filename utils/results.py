@@ -81,9 +81,8 @@ class Results:
     def done(self, image):
         """Whether the result of a photograph is there and not older than its sources."""
         try:
-            age = self.path(image).stat().st_mtime_ns
-            return all(os.stat(source).st_mtime_ns <= age for source in self.sources(image))
-        except (OSError, ImageError):  # an ImageError where a source is missing; doing it will say so
+            return up_to_date(self.path(image), self.sources(image))
+        except ImageError:  # of a source that is missing; doing it will say so
             return False
 
     def prepare(self, images):
@@ -141,6 +140,14 @@ class Results:
 
     def write(self, image, data):
         write_bytes(self.path(image), data)
+
+
+def up_to_date(result, sources):
+    """Whether a file or folder is there and not older than its sources, which are there too."""
+    try:
+        return all(os.stat(source).st_mtime_ns <= os.stat(result).st_mtime_ns for source in sources)
+    except OSError:
+        return False
 
 
 def make_folder(folder, flag):
