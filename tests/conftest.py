@@ -166,9 +166,9 @@ def files(folder):
 
 
 def results(folder, command):
-    """What a stage wrote, as `files`, but what holds times."""
+    """What a stage wrote, as `files`."""
     return {f"{place}/{name}": data for place in PLACES[command] for name, data in files(folder / place).items()
-            if name not in ("resume.pkl", "loss.csv") and not (command == ALL and name.startswith("image/"))}
+            if not (command == ALL and name.startswith("image/"))}
 
 
 @pytest.fixture(scope="session")

@@ -16,55 +16,45 @@ from pathlib import Path
 from conftest import inside
 
 
-def start(name, words):
-    """Run a stage in a fork, what it says on stderr to the file `report`; returns the process id."""
+def run(name, words, number=None, after=0):
+    """Run a stage in a fork, which gets a signal of this number after so many seconds; returns its exit code."""
     child = os.fork()
-    if child:
-        return child
-    code = 99
-    try:
-        done = inside(name, *words, cwd=".", ok=None)
-        code = done.returncode
-        Path("report").write_text(done.stderr)
-    except KeyboardInterrupt:  # while it loads
-        code = 130
-    except BaseException:
-        Path("report").write_text(traceback.format_exc())
-    finally:
-        os._exit(code)
-
-
-def end(child):
+    if not child:
+        code = 130  # a Ctrl-C while it loads
+        try:
+            done = inside(name, *words, cwd=".", ok=None)
+            code = done.returncode
+            Path("report").write_text(done.stderr)
+        except Exception:
+            Path("report").write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+    if number:
+        time.sleep(after)
+        os.kill(child, number)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def content(outputs):
-    """{path: bytes} of what was made, but run.json and what carries times."""
+    """{path: bytes} of what was made, but run.json."""
     return {path: path.read_bytes() for folder in outputs for path in Path(folder).rglob("*")
-            if path.is_file() and path.name not in ("run.json", "resume.pkl", "loss.csv")}
-
-
-def hidden(path):
-    return any(part.startswith(".") for part in path.parts)
+            if path.is_file() and path.name != "run.json"}
 
 
 def main(how, times, outputs, name, *words):
     number, outputs, chance = getattr(signal, f"SIG{how}"), outputs.split(","), random.Random(7)
     __import__(name.removesuffix(".py"))  # once, for all forks
     began = time.perf_counter()
-    assert end(start(name, words)) == 0, Path("report").read_text()
-    length, expected, ended = time.perf_counter() - began, content(outputs), 0
-    while ended < int(times):
+    assert run(name, words) == 0, Path("report").read_text()
+    length, expected = time.perf_counter() - began, content(outputs)
+    for ended in range(int(times)):
         for folder in outputs if ended % 5 == 0 else ():
             shutil.rmtree(folder, ignore_errors=True)
-        child = start(name, words)
-        time.sleep(chance.uniform(0.01, length))
-        os.kill(child, number)
-        code, ended = end(child), ended + 1
-        assert code in (0, -number, 130) and "Traceback" not in Path("report").read_text(), Path("report").read_text()
-        left = {path: data for path, data in content(outputs).items() if not hidden(path)}
+        code, report = run(name, words, number, chance.uniform(0.01, length)), Path("report").read_text()
+        assert code in (0, -number, 130) and "Traceback" not in report, report
+        left = {path: data for path, data in content(outputs).items() if not any(part.startswith(".") for part in path.parts)}
         assert all(expected.get(path) == data for path, data in left.items() if path.suffix == ".png")
-    assert end(start(name, words)) == 0, Path("report").read_text()
+    assert run(name, words) == 0, Path("report").read_text()
     assert content(outputs) == expected and expected
 
 

@@ -2,7 +2,6 @@
 
 No traceback, nothing lost, nothing half-written, and one bad image does not stop the others.
 """
-import os
 import re
 import shutil
 
@@ -16,7 +15,7 @@ from sdrl_online import derain_photograph
 from utils.image import png_bytes
 
 from conftest import (ALL, DATA, LDGP, ONLINE, PLACES, SDR, SDRL, SHORT, TEST, complaint, complaints, each_stage,
-                      files, from_shell, name_of, photograph, stage, write_png)
+                      files, name_of, photograph, stage, write_png)
 
 LEARNING = (SDRL, ONLINE, ALL)
 
@@ -220,16 +219,6 @@ def test_what_argparse_cannot_know(copy):
             done = stage(command, f"{SHORT[command]} --device={device}", copy, ok=False)
             complaint(done, f"{name_of(command)}: --device {device} cannot be used here", "use --device cpu")
     assert files(copy) == before
-
-
-def test_the_shell_sees_the_same(copy):
-    done = from_shell("python sdr.py --k=4", "", copy, ok=False)
-    assert done.stderr == "sdr.py: argument --k: '4' is not a whole number from 1 to 255 and odd (see --help)\n"
-    assert (done.returncode, done.stdout) == (2, "")
-    done = from_shell("python ldgp.py --input_path=nowhere", "", copy, ok=False)
-    assert done.stderr == ("ldgp.py: nowhere: no such folder; put the photographs there, "
-                           "or name their folder with --input_path\n")
-    assert (done.returncode, done.stdout) == (1, "")
 
 
 NASTY = ["9" * 30, "-" + "9" * 5000, "1e308", "0x10", "1_0", " 7 ", "\uff17", "new\nline", "\x1b[31m", "%s{}", "--", "\udcff"]

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image
 
 from ldgp import rain_mask
 from models import build
@@ -84,21 +84,14 @@ def test_every_orientation_is_read_as_it_is_shown(tmp_path, orientation, extensi
 
 
 def test_formats_and_names_through_the_stages(tmp_path):
-    """Found by extension, joined by name, upright; grey stays grey; alpha, EXIF, colour profile and dpi are kept."""
+    """Found by extension, joined by name, upright; grey stays grey, and transparency is kept."""
     source = data_set(tmp_path) / "input"
     source.mkdir(parents=True)
-    colour = Image.fromarray(photograph(36, 44, 1)[..., ::-1])
-    alpha = Image.fromarray(np.random.default_rng(0).integers(0, 256, (36, 44), dtype=np.uint8))
-    profile, exif = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), turned(6)
-    exif[0x010F] = "a camera"
     modes = {"upper.PNG": "RGB", "photo.JPG": "RGB", "a.b c [1].bmp": "RGB", "5² 雨.tif": "L", "alpha.webp": "RGBA",
              "greyalpha.png": "LA", "palette.png": "P"}
     for name, mode in modes.items():
-        image = colour.quantize(32) if mode == "P" else colour.convert(mode.removesuffix("A"))
-        if mode.endswith("A"):
-            image.putalpha(alpha)
-        about = {"exif": exif, "icc_profile": profile, "dpi": (72, 72)} if name == "photo.JPG" else {"lossless": True}
-        image.save(source / name, **about)
+        about = {"exif": turned(6)} if name == "photo.JPG" else {"lossless": True}
+        picture(mode, 44, 36).save(source / name, **about)
     for name in ("Thumbs.db", ".DS_Store", "notes.txt", "._photo.JPG", ".hidden.png"):
         (source / name).write_bytes(b"\0\1\2 no photograph")
     (source / "folder.png").mkdir()
@@ -114,18 +107,13 @@ def test_formats_and_names_through_the_stages(tmp_path):
     for folder in (place / "ldgp", place / "sdr(fuse)", place / "result", same):
         assert set(files(folder)) == {f"{stem}.png" for stem in photographs}
     for stem, path in photographs.items():
-        rainy, mask = read_image(path), read_mask(place / f"ldgp/{stem}.png")
+        rainy, mask, mode = read_image(path), read_mask(place / f"ldgp/{stem}.png"), modes[path.name]
         assert np.array_equal(mask, rain_mask(rainy)), stem
         assert np.array_equal(read_image(place / f"sdr/{stem}/0.png"), sample_references(rainy, mask, 1)[0]), stem
-        assert abs(read_image(same / f"{stem}.png").astype(int) - rainy).max() <= (modes[path.name][0] == "L"), stem
-    for folder in (place / "result", same):
-        opened = {stem: Image.open(folder / f"{stem}.png") for stem in photographs}
-        assert all(opened[path.stem].mode == modes[path.name].replace("P", "RGB") for path in photographs.values())
-        for stem in ("alpha", "greyalpha"):
-            assert np.array_equal(np.array(opened[stem])[..., -1], np.array(alpha))
-        kept = opened["photo"]
-        assert kept.size == (36, 44) and kept.getexif()[0x010F] == "a camera" and kept.getexif().get(0x0112, 1) == 1
-        assert kept.info["icc_profile"] == profile and round(kept.info["dpi"][0]) == 72
+        assert abs(read_image(same / f"{stem}.png").astype(int) - rainy).max() <= (mode[0] == "L"), stem
+        for folder in (place / "result", same):
+            assert Image.open(folder / f"{stem}.png").mode == mode.replace("P", "RGB")
+    assert rainy.shape == (36, 44, 3) and read_image(photographs["photo"]).shape == (44, 36, 3)
 
 
 NAMES = ["two words", " lead", "trail ", "-rf", "--help", "[x] (y) {z} *?", "sdr(fuse)", "a'b\"c`d$e", "new\nline", "tab\there",
@@ -167,21 +155,17 @@ def test_links_are_followed_when_read_and_replaced_when_written(tmp_path):
 
 
 def spoilt(data, chance):
-    """The bytes of a file changed in 1 to 16 places: bytes, numbers, cuts, repetitions, gaps.
+    """The bytes of a file changed in 1 to 16 places: bytes, numbers, repetitions, gaps, cuts.
 
     In half of the PNG files the checksums are put right, so that what is behind them is reached.
     """
     for _ in range(chance.choice((1, 1, 1, 2, 4, 16))):
-        place, order = chance.randrange(len(data) + 1), chance.choice("<>")
-        before, after = data[:place], data[place:]
-        long = chance.choice((0, 2**32 - 1, 2**31 - 1, 65535, 1 << chance.randrange(32)))
-        data = chance.choice((
-            before + bytes([chance.choice((0, 1, 127, 255, chance.randrange(256)))]) + after[1:],
-            before + struct.pack(order + "H", chance.choice((0, 1, 8, 256, 65535))) + after[2:],
-            before + struct.pack(order + "I", long) + after[4:],
-            before + before[-chance.randrange(1, 40) :] + after,
-            before + after[chance.randrange(1, 40) :],
-            before if chance.random() < 0.5 else data))
+        place, length = chance.randrange(len(data) + 1), chance.randrange(1, 40)
+        number = chance.choice((0, 1, 8, 127, 255, 256, 65535, 2**31 - 1, 2**32 - 1, 1 << chance.randrange(32)))
+        packed = struct.pack(chance.choice("<>") + "I", number)
+        new = chance.choice((packed[:1], packed[:2], packed[2:], packed, data[max(place - length, 0) : place], b""))
+        rest = data[place + chance.choice((len(new), length, 0)) :]
+        data = data[:place] + new + (b"" if chance.random() < 0.1 else rest)
     return with_checksums(data) if data[:4] == b"\x89PNG" and chance.random() < 0.5 else data
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 import ldgp
 from utils import run
 from utils.evaluate import named_folders, target_stem
-from utils.image import ImageError, check_size, companion, list_images, png_bytes, read_image, read_mask, write_bytes
+from utils.image import check_size, companion, list_images, png_bytes, read_image, read_mask, write_bytes
 
 SHOWN = ("chelsea", "coffee")  # of the demo set, unless --images names others
 WIDTH = 1000  # pixels; about what a README shows
@@ -113,28 +113,24 @@ def load(figure, dataset, stem, results):
     return images
 
 
-def draw(figure, dataset, stems, results=None, width=WIDTH, detail=None):
+def draw(figure, dataset, stems, results=None, width=WIDTH):
     """A key of FIGURES for photographs of a data set: (H, W, 3) uint8 BGR. Raises ImageError as `load` does."""
     shown = [load(figure, dataset, stem, results or {"derained": f"{dataset}/result"}) for stem in stems]
     if figure == "comparison":
-        return stack([compare(images, detail, width) for images in shown], 2 * GAP)
+        return stack([compare(images, width) for images in shown], 2 * GAP)
     return grid([list(images.values()) for images in shown], shown[0], width)
 
 
-def compare(images, detail=None, width=WIDTH):
+def compare(images, width=WIDTH):
     """One photograph in several versions, and below each the same window of it, enlarged: (H, W, 3) uint8 BGR.
 
-    images: {label: (H, W, 3) or (H, W) uint8} of one size, the rainy one first. detail: (left, top, width) of the window,
-    which has the photograph's proportions; None for a quarter of its width, where rainy and derained ones differ most.
-    Raises ImageError for a window that is not within the photograph.
+    images: {label: (H, W, 3) or (H, W) uint8} of one size, the rainy one first. The window is a quarter as wide and as high,
+    where rainy and derained ones differ most.
     """
     rainy, *others = images.values()
     high, wide = rainy.shape[:2]
-    side = detail[2] if detail else max(wide // 4, 1)
-    tall = max(side * high // wide, 1)
-    left, top = detail[:2] if detail else place_of_detail(rainy, others, side, tall)
-    if side < 1 or left + side > wide or top + tall > high:
-        raise ImageError(f"--detail {left} {top} {side}: not within {wide}x{high} pixels; name another")
+    side, tall = max(wide // 4, 1), max(high // 4, 1)
+    left, top = place_of_detail(rainy, others, side, tall)
     scale = fraction(list(images.values()), width)
     corners = [(int(x * scale), int(y * scale)) for x, y in ((left, top), (left + side - 1, top + tall - 1))]
     pictures = [cv2.rectangle(resize(image, wide * scale, high * scale), *corners, FRAME, 2) for image in images.values()]
@@ -154,7 +150,7 @@ def main(args):
     inputs = list_images(Path(args.dataset_path) / "input", README)
     stems = args.images or (SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2])
     results = named_folders(args.result_path or [])
-    pictures = {name: draw(name, args.dataset_path, stems, results, args.width, args.detail) for name in args.figure}
+    pictures = {name: draw(name, args.dataset_path, stems, results, args.width) for name in args.figure}
     Path(args.save_path).mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         path = Path(args.save_path) / f"{name}.png"
@@ -172,7 +168,5 @@ if __name__ == "__main__":
                         help=f"what to draw, of {', '.join(FIGURES)}")
     parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
                         help="results to show; may be given several times (default: result/ of the data set)")
-    parser.add_argument("--detail", nargs=3, type=run.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),
-                        help="what a comparison enlarges, in pixels (default: where the rain matters most)")
     parser.add_argument("--width", type=run.number(int, 100), default=WIDTH, help="of the picture, in pixels, at most")
     run.start(main, parser)
