@@ -62,8 +62,7 @@ def test_one_folder_is_scored_image_by_image_beside_the_rainy_input(folders):
         assert f"\n{title}" in done.stdout
     after, before = (row_of(folders, name, 2) for name in ("good", "input"))
     pairs = ["{psnr_rgb:.3f} / {ssim_rgb:.4f}".format(**row).replace(" 0.", " .") for row in (before, after)]
-    gain = f"{after['psnr_rgb'] - before['psnr_rgb']:+.3f} / {after['ssim_rgb'] - before['ssim_rgb']:+.4f}".replace("+0.", "+.")
-    assert cells(done.stdout, "2 ") == ["2", *pairs, gain]
+    assert cells(done.stdout, "2 ") == ["2", *pairs]
     assert done.stdout.count("| mean of 2 ") == 3
     write_png(folders / "good/2.png", read_image(folders / "target/2.png"))
     grey = noise(8)[..., :1]
@@ -181,7 +180,8 @@ def test_scores_of_pyiqa_and_what_it_lacks(folders, monkeypatch):
     complaint(inside("utils.evaluate", "--no_target", *good, "lpips", cwd=folders, ok=False), "only --extra niqe brisque")
 
     line = complaints(evaluate(folders, *good, "lpips", "niqe", ok=False))[-1]
-    assert line.startswith("evaluate.py: --extra lpips: not scored") and "weights" in line and "no connection" in line
+    assert line.startswith("evaluate.py: --extra lpips: needs the package pyiqa, which downloads its weights")
+    assert "no connection" in line
     for name in ("input", "good", "target"):
         write_png(folders / f"{name}/2.png", noise(3, 12, 12))
     done = evaluate(folders, *good, "niqe", ok=False)

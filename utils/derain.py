@@ -70,14 +70,12 @@ def find_photographs(places, results):
     # By absolute path, so that one that is named twice is done once. A missing file: reading it will say so.
     found = {os.path.abspath(path): path for place in map(Path, places)
              for path in (photographs_in(place) if place.is_dir() else [place])}
-    # Earlier results, of either format, beside the photographs or where they go now:
-    own = {os.path.abspath(folder / f"{path.stem}_{ending}") for path in found.values()
-           for folder in (path.parent, results.derained(path).parent) for ending in ("derained", "rain")}
-    chosen = {}
+    stems, chosen = {(path.parent, path.stem) for path in found.values()}, {}
     for path in found.values():
-        result = results.derained(path)
-        if os.path.abspath(path.parent / path.stem) in own:
+        stem, _, ending = path.stem.rpartition("_")
+        if ending in ("derained", "rain") and (path.parent, stem) in stems:  # an earlier result
             continue
+        result = results.derained(path)
         if result in chosen:
             raise ImageError(f"{path}: its result would replace that of {chosen[result]}; rename one of them, or do them apart")
         chosen[result] = path

@@ -93,16 +93,6 @@ def summarise(rows, total, dataset):
     return methods + published(dataset, list(methods[0].scores), total)
 
 
-def gains(rows):
-    """The rows, and where they are of one result and its rainy input, those of "gain": by how much the result is better."""
-    if len(rows) != 2 or RAINY not in rows:
-        return rows
-    rainy, result = rows[RAINY], next(found for name, found in rows.items() if name != RAINY)
-    both = {image: (row, rainy[image]) for image, row in result.items() if image in rainy}
-    return {**rows, "gain": {image: {key: 0.0 if row[key] == before[key] else row[key] - before[key] for key in row}
-                             for image, (row, before) in both.items()}}
-
-
 def main(args):
     given = args.folders or ["./dataset/Rain100L/result/", "./dataset/Rain100L/target/"]
     target = None if args.no_target else given.pop()
@@ -129,7 +119,7 @@ def main(args):
     perfect = sum(math.inf in row.values() for found in rows.values() for row in found.values())
     if perfect:
         text.append(f"Equal to the target: {perfect}; an infinite PSNR is left out of the mean PSNR.")
-    images = [f"\n{heading}\n\n{markdown(image_table(gains(rows), keys, total))}" for heading, keys in shown]
+    images = [f"\n{heading}\n\n{markdown(image_table(rows, keys, total))}" for heading, keys in shown]
     means = [f"\n{markdown(overview(methods, shown))}"]
     if args.latex:
         print(latex(overview(methods, shown)))
@@ -149,7 +139,7 @@ if __name__ == "__main__":
     parser.add_argument("folders", nargs="*", metavar="[NAME=]FOLDER",
                         help="derained photographs, and at last the clean ones (default: result/ and target/ of Rain100L)")
     parser.add_argument("--no_target", action="store_true", help="there are no clean ones: only --extra scores that need none")
-    parser.add_argument("--input_path", help="rainy photographs, to show their scores and the gain as well")
+    parser.add_argument("--input_path", help="rainy photographs, to show their scores as well")
     parser.add_argument("--protocol", nargs="+", default=["rgb", "y"], choices=list(PROTOCOLS), metavar="NAME",
                         help=f"what is compared, of {', '.join(PROTOCOLS)}")
     parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",

@@ -46,14 +46,14 @@ def columns(keys):
     return pairs + [(key.upper(), [key]) for key in EXTRA if key in keys]
 
 
-def score_text(key, value, sign=""):
+def score_text(key, value):
     """A score with the digits of its kind, a published one as it was published. SSIM comes without the 0 before the point."""
-    text = value if isinstance(value, str) else f"{value:{sign}.{DIGITS[key.partition('_')[0]]}f}"
-    return re.sub(r"^([+-]?)0\.", r"\1.", text) if key.startswith("ssim") else text
+    text = value if isinstance(value, str) else f"{value:.{DIGITS[key.partition('_')[0]]}f}"
+    return text.removeprefix("0") if key.startswith("ssim") else text
 
 
-def cell(scores, keys, sign=""):
-    return " / ".join(score_text(key, scores[key], sign) for key in keys if key in scores)
+def cell(scores, keys):
+    return " / ".join(score_text(key, scores[key]) for key in keys if key in scores)
 
 
 def overview(methods, shown):
@@ -71,7 +71,7 @@ def overview(methods, shown):
 
 
 def image_table(results, keys, total):
-    """The table of the images: a row an image and one of the means, a column a method; what is called "gain" gets a sign.
+    """The table of the images: a row an image and one of the means, a column a method.
 
     results: {method: {image: its scores}}. keys: one column's scores. total: how many images there should be.
     """
@@ -81,9 +81,8 @@ def image_table(results, keys, total):
     last = f"mean of {len(images)}{part}" if same else "mean of those scored"
     by_column = [["image", *images, last]]
     for name, rows in results.items():
-        sign = "+" if name == "gain" else ""
-        cells = [cell(rows.get(image, {}), keys, sign) for image in images]
-        by_column.append([name, *cells, cell(mean_scores(list(rows.values())), keys, sign)])
+        cells = [cell(rows.get(image, {}), keys) for image in images]
+        by_column.append([name, *cells, cell(mean_scores(list(rows.values())), keys)])
     return list(zip(*by_column))
 
 
