@@ -32,16 +32,7 @@ settings.register_profile("every machine", deadline=None, suppress_health_check=
 settings.load_profile("every machine")
 
 # The commands of the README, what makes each of them short, and where each writes.
-LDGP = 'python ldgp.py --dataset="Rain100L" --patch_size=80 --kernel_size=10'
-SDR = ('python sdr.py --input_path="./dataset/Rain100L/input/" --ldgp_path="./dataset/Rain100L/ldgp/" '
-       '--save_path "./dataset/Rain100L/sdr/" --fuse_save_path "./dataset/Rain100L/sdr(fuse)/"')
-SDRL = ('python sdrl.py --rainy_data_path="./dataset/Rain100L/" --sdr_data_path="./dataset/Rain100L/sdr/" '
-        '--result_path="./dataset/Rain100L/result/" --backbone="Unet"')
-ONLINE = SDRL.replace("sdrl.py", "sdrl_online.py")
-ALL = SDRL.replace("sdrl.py", "sdrl_all.py").replace(' --backbone="Unet"', "")
-TEST = ('python test_all.py --data_path="./dataset/Rain100L/" --model_path="./result_all/Rain100L/model.pkl" '
-        '--result_path="./result_all/Rain100L/image/"')
-STAGES = (LDGP, SDR, SDRL, ONLINE, ALL, TEST)
+STAGES = LDGP, SDR, SDRL, ONLINE, ALL, TEST = re.findall(r"^python \w+\.py .*", (ROOT / "README.md").read_text(), re.MULTILINE)
 SHORT = {LDGP: "", SDR: "--sdr_num=3", SDRL: "--steps=2 --backbone=DnCNN", ONLINE: "--steps=2 --backbone=DnCNN",
          ALL: "--epoch=3 --batch_size=2 --crop_size=32 --lr_steps=1 --backbone=DnCNN", TEST: ""}
 DATA = "dataset/Rain100L"
