@@ -10,8 +10,6 @@ import math
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from utils import run
 from utils.image import ImageError, check_size, companion, list_images, one_line, read_image, write_bytes
 from utils.metrics import EXTRA, PROTOCOLS, extra_score, mean_scores, scores
@@ -70,7 +68,7 @@ def score_folders(folders, target_path, protocols, extras):
 
     rows, failures = {name: {} for name in folders}, []
     jobs = [(name, stem, path) for name, found in results.items() for stem, path in found.items() if stem in there]
-    for name, stem, path in tqdm(jobs, unit="image", disable=None):
+    for name, stem, path in run.progress_bar(jobs, unit="image"):
         try:
             rows[name][stem] = score(path)
         except ImageError as error:
@@ -106,11 +104,17 @@ def main(args):
     base = args.save and args.save.removesuffix(".csv").removesuffix(".md")
     if base:
         Path(base).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after: can it be written?
-    extras = {name: extra_score(name) for name in args.extra or ()}
+    extras, code = {}, 0
+    for name in args.extra or ():
+        try:
+            extras[name] = extra_score(name)
+        except ImageError as error:  # the other scores still come
+            print(f"evaluate.py: {error}", file=sys.stderr)
+            code = 1
     if args.input_path:
         folders = {RAINY: args.input_path, **folders}
-    rows, total, code = score_folders(folders, target, protocols, extras)
-    if not rows:
+    rows, total, failed = score_folders(folders, target, protocols, extras)
+    if not rows or not (protocols or extras):
         return 1
 
     methods = summarise(rows, total, dataset)
@@ -131,7 +135,7 @@ def main(args):
         lines += [{"method": method.name, "image": f"mean of {method.images or 'all'}", **method.scores,
                    "source": method.source} for method in methods]
         write_bytes(f"{base}.csv", csv_text(lines).encode())
-    return code
+    return max(code, failed)
 
 
 if __name__ == "__main__":
