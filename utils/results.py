@@ -100,9 +100,9 @@ class Results:
                 raise ImageError(f"{self.folder}: no {RUN} says what made {there[0].name} and what else is there; name another "
                                  "folder for the results, or replace it with --overwrite")
             elif found and found != self.run:
-                ours = [path for path in self.folder.iterdir()
+                made = [path for path in self.folder.iterdir()
                         if (path.suffix == self.suffix if self.suffix else path.is_dir() and not (path / RUN).exists())]
-                self.set_aside([path for path in ours if not path.name.startswith(".")],
+                self.set_aside([path for path in made if not path.name.startswith(".")],
                                f"of another run (differs in {difference(found, self.run)})")
             else:
                 self.set_aside([self.path(image) for image in images if self.path(image).exists() and not self.done(image)],
