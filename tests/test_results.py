@@ -229,13 +229,14 @@ def test_ended_at_random_moments(copy, command, how, flags, times):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_control_c_with_workers_says_one_line(copy):
-    """The terminal sends it to the workers as well; none of them shows a traceback, and none stays."""
+@pytest.mark.parametrize("end, number", [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["Ctrl-C", "kill"])
+def test_a_run_that_is_ended_says_one_line(copy, end, number):
+    """The terminal sends Ctrl-C to the workers as well; none of them shows a traceback, and none stays."""
     process = begun(ALL, "--workers=2 --epoch=100000 --save_every=1 --model_save_dir=elsewhere", copy, start_new_session=True)
     until = time.monotonic() + PATIENCE
     while not (copy / "elsewhere/resume.pkl").exists() and time.monotonic() < until and process.poll() is None:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    end(process.pid, number)
     said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130 and "Traceback" not in said, said
     assert said.endswith("sdrl_all.py: stopped; what is written is whole, and the same command goes on from there\n"), said

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 import sdrl
 from ldgp import rain_layer, rain_mask
 from models import BACKBONES, build
-from sdr import ScaledSampler, fuse, sample_references
+from sdr import Sampler, ScaledSampler, fuse, sample_references
 from sdrl import FAST, PAPER
+from sdrl_online import fresh_references
 from utils.image import read_image, read_mask, tensor_to_uint8
 from utils.inference import infer
 
@@ -47,6 +49,9 @@ def test_the_chain_makes_the_tree_that_the_readme_shows_and_what_its_functions_r
         image = Image.open(io.BytesIO(left[SDRL][result]))
         assert np.abs(np.array(image)[..., ::-1].astype(int) - derained).max() <= 1
         assert image.format == "PNG" and image.mode == "RGB" and image.size == rainy.shape[1::-1]
+        fresh = fresh_references(Sampler(rainy, mask), torch.Generator().manual_seed(3))
+        online = sdrl.learn_references(sdrl.fresh_model("DnCNN", recipe=recipe), rainy, islice(fresh, 2), recipe)
+        assert np.abs(np.array(Image.open(io.BytesIO(left[ONLINE][result])))[..., ::-1].astype(int) - online).max() <= 1
         assert len({left[command][result] for command in (SDRL, ONLINE, ALL)}) == 3
     head, *lines = (folder / "result_all/Rain100L/loss.csv").read_text().splitlines()
     assert head == "epoch,loss" and [line.split(",")[0] for line in lines] == ["1", "2", "3"]
@@ -70,10 +75,14 @@ def test_every_stage_ends_with_one_line_that_sums_up(chain, command):
         assert re.fullmatch(rf"{name}: {part}: \d+\.\d\d s", line)
 
 
-def test_every_epoch_draws_other_crops(copy):
-    stage(ALL, f"{SHORT[ALL]} --lr=0 --overwrite", copy)
-    lines = (copy / "result_all/Rain100L/loss.csv").read_text().splitlines()[1:]
-    assert len({line.split(",")[1] for line in lines}) == 3
+def test_every_epoch_draws_other_crops_and_has_its_rate(copy):
+    def losses(flags):
+        stage(ALL, f"{SHORT[ALL]} {flags} --overwrite", copy)
+        return [line.split(",")[1] for line in (copy / "result_all/Rain100L/loss.csv").read_text().splitlines()[1:]]
+
+    assert len(set(losses("--lr=0"))) == 3
+    never, every, second = (losses(f"--lr_steps={number}") for number in (0, 1, 2))  # a loss is from before its own step
+    assert never == second and never[:2] == every[:2] and never[2] != every[2]
 
 
 def test_from_the_shell_with_targets_gives_the_same_bytes(chain, tmp_path):
