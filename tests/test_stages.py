@@ -51,7 +51,7 @@ def test_the_chain_makes_the_tree_that_the_readme_shows_and_what_its_functions_r
         assert image.format == "PNG" and image.mode == "RGB" and image.size == rainy.shape[1::-1]
         fresh = fresh_references(Sampler(rainy, mask), torch.Generator().manual_seed(3))
         online = sdrl.learn_references(sdrl.fresh_model("DnCNN", recipe=recipe), rainy, islice(fresh, 2), recipe)
-        assert np.abs(np.array(Image.open(io.BytesIO(left[ONLINE][result])))[..., ::-1].astype(int) - online).max() <= 1
+        assert np.mean(np.array(Image.open(io.BytesIO(left[ONLINE][result])))[..., ::-1] != online) < 0.02
         assert len({left[command][result] for command in (SDRL, ONLINE, ALL)}) == 3
     head, *lines = (folder / "result_all/Rain100L/loss.csv").read_text().splitlines()
     assert head == "epoch,loss" and [line.split(",")[0] for line in lines] == ["1", "2", "3"]
