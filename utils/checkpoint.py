@@ -39,9 +39,8 @@ def load(path, device="cpu"):
             warnings.simplefilter("ignore")  # of pickles that it refuses next
             # torch does not compress what others could compress a thousand times; and its older formats, no zip files, could
             # execute code up to torch 2.5
-            with zipfile.ZipFile(io.BytesIO(data)) as file:
-                if sum(entry.file_size for entry in file.infolist()) > len(data):
-                    raise ValueError("compressed")
+            if unpacked_size(data) > len(data):
+                raise ValueError("compressed")
             content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise ValueError("without an entry 'model'")
@@ -50,6 +49,12 @@ def load(path, device="cpu"):
                          f"({error if type(error) is ValueError else type(error).__name__}); "
                          "train it anew with sdrl_all.py --overwrite") from None
     return content
+
+
+def unpacked_size(data):
+    """How many bytes a zip file says it holds. The ZipFile ends here: Python ignores a Ctrl-C that comes while one ends."""
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        return sum(entry.file_size for entry in file.infolist())
 
 
 def load_weights(model, weights, path):
