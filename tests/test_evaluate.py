@@ -10,7 +10,7 @@ import pytest
 from utils.evaluate import named_folders, target_stem
 from utils.image import ImageError, read_image
 from utils.metrics import mean_scores, scores
-from utils.tables import PUBLISHED, columns, markdown, overview, published
+from utils.tables import PUBLISHED, Method, columns, markdown, overview, places, published
 
 from conftest import ROOT, complaint, complaints, inside, noise, write_png
 from test_metrics import near
@@ -40,11 +40,12 @@ def folders(tmp_path):
     return tmp_path / "Rain100L"
 
 
-def evaluate(folders, *words, ok=True):
-    return inside("utils.evaluate", "--input_path=input", *words, cwd=folders, ok=ok)
+def evaluate(folders, *more, ok=True):
+    return inside("utils.evaluate", "--input_path", folders / "input", "--target_path", folders / "target", *more, ok=ok)
 
 
-BOTH = "fair", "Ours=good", "target"
+def both(folders):
+    return "--result_path", folders / "fair", "--result_path", f"Ours={folders / 'good'}"
 
 
 def cells(text, start):
@@ -56,32 +57,36 @@ def row_of(folders, name, stem):
     return scores(read_image(folders / f"{name}/{stem}.png"), read_image(folders / f"target/{stem}.png"))
 
 
-def test_one_folder_is_scored_image_by_image_beside_the_rainy_input(folders):
-    done = evaluate(folders, "good", "target", "--protocol", "rgb", "y", "y_float")
+def test_one_folder_is_scored_image_by_image_beside_the_rainy_input(folders, tmp_path):
+    done = inside("utils.evaluate", folders / "good", folders / "target", "--input_path", folders / "input", "--protocol=all")
+    assert max(map(len, done.stdout.splitlines())) <= 80
     for title in ("RGB: 8-bit RGB, ", "Y: 8-bit luma, ", "Y float: luma not rounded, "):
         assert f"\n{title}" in done.stdout
     after, before = (row_of(folders, name, 2) for name in ("good", "input"))
     pairs = ["{psnr_rgb:.3f} / {ssim_rgb:.4f}".format(**row).replace(" 0.", " .") for row in (before, after)]
-    assert cells(done.stdout, "2 ") == ["2", *pairs]
+    gain = f"{after['psnr_rgb'] - before['psnr_rgb']:+.3f} / {after['ssim_rgb'] - before['ssim_rgb']:+.4f}".replace("+0.", "+.")
+    assert cells(done.stdout, "2 ") == ["2", *pairs, gain]
     assert done.stdout.count("| mean of 2 ") == 3
     write_png(folders / "good/2.png", read_image(folders / "target/2.png"))
+    done = inside("utils.evaluate", "--result_path", folders / "good")  # the clean ones are beside it
+    assert "nan" not in done.stdout and "Equal to the target: 1;" in done.stdout
     grey = noise(8)[..., :1]
     for stem, image in (("grey", grey), ("alpha", np.dstack([grey] * 4))):
         write_png(folders / f"target/{stem}.png", np.dstack([grey] * 3))
         write_png(folders / f"good/{stem}.png", image)
-    done = inside("utils.evaluate", "good", "target", cwd=folders)
-    assert "nan" not in done.stdout and "Equal to the target: 3;" in done.stdout
-    for given, words in (((), "dataset/Rain100L/result: no such folder"), (["good"], "name the folders with derained"),
-                         (["good", "gone"], "gone: no such folder; name the clean photographs' folder last")):
-        complaint(inside("utils.evaluate", *given, cwd=folders, ok=False), words)
+    assert "Equal to the target: 3;" in inside("utils.evaluate", "--result_path", folders / "good").stdout
+    beside = inside("utils.evaluate", "--dataset=Rain100L", "--result_path", folders / "good", cwd=tmp_path, ok=False)
+    assert beside.stderr == ("evaluate.py: dataset/Rain100L/target: no such folder; name the clean photographs' folder with "
+                             "--target_path\n")
 
 
 def test_several_methods_are_compared_with_each_other_and_with_what_is_published(folders):
-    done = evaluate(folders, *BOTH, "--save=scores/all.md")
+    done = evaluate(folders, *both(folders), "--save", folders / "scores/all.md")
     assert max(map(len, done.stdout.splitlines())) <= 80
     mean = mean_scores([row_of(folders, "good", n) for n in "12"])
-    shown = ["{psnr_%s:.3f} / {ssim_%s:.4f}" % (name, name) for name in ("rgb", "y")]
-    assert cells(done.stdout, "Ours") == ["Ours", "2", *(text.format(**mean).replace(" 0.", " .") for text in shown)]
+    best = ["{psnr_%s:.3f}* / {ssim_%s:.4f}*" % (name, name) for name in ("rgb", "y")]
+    assert cells(done.stdout, "Ours") == ["Ours", "2", *(text.format(**mean).replace(" 0.", " .") for text in best)]
+    assert next(line for line in done.stdout.splitlines() if line.startswith("| fair")).count("'") == 4
     assert done.stdout.count("| rainy input") == 2 and "1 to 40" not in done.stdout  # a part with another number of images
     assert cells(done.stdout, "DIP") == ["DIP", "100", "23.53 / .667", ""]
 
@@ -93,32 +98,45 @@ def test_several_methods_are_compared_with_each_other_and_with_what_is_published
     text = (folders / "scores/all.md").read_text()
     assert text.startswith(done.stdout.rstrip("\n")) and text.count("\n| mean of 2 ") == 2
     assert sorted(path.name for path in (folders / "scores").iterdir()) == ["all.csv", "all.md"]
-    rows = evaluate(folders, *BOTH, "--latex").stdout.splitlines()
+    rows = evaluate(folders, *both(folders), "--latex").stdout.splitlines()
     assert all(row.count(" & ") == 3 and row.endswith(r" \\") for row in rows)
-    assert any(row.startswith("Ours & 2 & ") for row in rows)
+    assert next(row for row in rows if row.startswith("Ours & 2 & ")).count(r"\textbf{") == 4
 
 
-def test_what_is_missing_or_bad_is_reported_and_the_rest_is_scored(folders):
+def test_what_is_missing_or_bad_is_reported_and_the_rest_is_scored_and_not_ranked(folders):
     (folders / "good/2.png").unlink()
-    done = evaluate(folders, *BOTH, ok=False)
-    complaint(done, "failed: nothing in good for 2")
-    assert cells(done.stdout, "Ours")[1] == "1 of 2"
-    assert evaluate(folders, "good", "target", ok=False).stdout.count("| mean of 1 of 2") == 2
-    alone = inside("utils.evaluate", "good", "target", cwd=folders, ok=False)  # 2 has a target and no result
+    done = evaluate(folders, *both(folders), ok=False)
+    complaint(done, f"failed: nothing in {folders / 'good'} for 2")
+    row = cells(done.stdout, "Ours")
+    assert row[1] == "1 of 2" and "*" not in "".join(row)
+    assert evaluate(folders, "--result_path", folders / "good", ok=False).stdout.count("| mean of 1 of 2") == 2
+    alone = inside("utils.evaluate", folders / "good", folders / "target", ok=False)  # 2 has a target and no result
     assert "failed: nothing in" in alone.stderr and alone.stdout.count("| mean of 1 of 2") == 2
 
     write_png(folders / "good/800.png", noise(0))  # has no target
     write_png(folders / "good/2.png", noise(0, 20, 20))  # of another size
     (folders / "fair/2.png").write_bytes(b"no image")
     (folders / "input/1.png").write_bytes(b"")
-    done = evaluate(folders, *BOTH, ok=False)
+    done = evaluate(folders, *both(folders), ok=False)
     assert len(complaints(done)) == 4 and cells(done.stdout, "fair")[1] == "1 of 2"
-    for part in ("good/800.png: nothing for it", "good/2.png: 20x20, but target/2.png", "fair/2.png: not an image",
-                 "input/1.png: not an image"):
+    for part in (f"{folders / 'good/800.png'}: nothing for it", f"{folders / 'good/2.png'}: 20x20, but {folders}/target/2.png",
+                 f"{folders / 'fair/2.png'}: not an image", f"{folders / 'input/1.png'}: not an image"):
         assert f"failed: {part}" in done.stderr
     (folders / "file").write_text("mine")  # where scores cannot be written is said before the work
-    done = evaluate(folders, *BOTH, "--save=file/s", ok=False)
+    done = evaluate(folders, *both(folders), "--save", folders / "file/s", ok=False)
     assert complaint(done) and done.stdout == ""
+
+
+def test_ranks_go_by_what_is_shown_and_only_where_there_is_something_to_compare():
+    def method(name, value, ranked=True):
+        return Method(name, "2", {"psnr_rgb": value, "lpips": value}, ranked=ranked)
+
+    methods = [method("rainy", 9.0, False), method("a", 1.0001), method("b", 1.00012), method("c", 2.0), method("d", 0.5)]
+    found = places(methods)
+    assert {key: number for key, number in found.items() if key[1] == "psnr_rgb"} == {
+        (3, "psnr_rgb"): 1, (1, "psnr_rgb"): 2, (2, "psnr_rgb"): 2}
+    assert found[4, "lpips"] == 1 and (3, "lpips") not in found  # there the lowest is the best
+    assert places(methods[:2]) == {}
 
 
 def test_published_figures_have_a_source_and_are_those_of_the_reference(reference):
@@ -168,25 +186,25 @@ def test_scores_of_pyiqa_and_what_it_lacks(folders, monkeypatch):
     module = types.ModuleType("pyiqa")
     exec(STAND_IN, module.__dict__)
     monkeypatch.setitem(sys.modules, "pyiqa", module)
-    good = "good", "target", "--extra"
-    done = evaluate(folders, *good, "niqe", "brisque", "--save=s")
-    assert "loading" not in done.stdout and "\nNIQE\n" in done.stdout
+    good = "--result_path", folders / "good", "--extra"
+    done = evaluate(folders, *good, "niqe", "brisque", "--save", folders / "s")
+    assert max(map(len, done.stdout.splitlines())) <= 80 and "loading" not in done.stdout and "\nNIQE\n" in done.stdout
     with (folders / "s.csv").open(newline="") as file:
         row = next(row for row in csv.DictReader(file) if (row["method"], row["image"]) == ("good", "2"))
     mean = read_image(folders / "good/2.png").mean() / 255
     assert float(row["niqe"]) == pytest.approx(mean, abs=1e-5) and float(row["brisque"]) == pytest.approx(100 * mean, abs=1e-3)
-    done = inside("utils.evaluate", "--no_target", "good", "--extra", "niqe", cwd=folders)
+    done = inside("utils.evaluate", "--no_target", *good, "niqe")
     assert "| mean of 2" in done.stdout and "PSNR" not in done.stdout
-    complaint(inside("utils.evaluate", "--no_target", *good, "lpips", cwd=folders, ok=False), "only --extra niqe brisque")
+    complaint(inside("utils.evaluate", "--no_target", *good, "lpips", ok=False), "only --extra niqe brisque")
 
     done = evaluate(folders, *good, "lpips", "niqe", ok=False)  # what it lacks is one line, and the others still come
     line, = (line for line in complaints(done) if "--extra" in line)
-    assert line.startswith("evaluate.py: --extra lpips: needs the package pyiqa, which downloads its weights")
-    assert "no connection" in line and done.stdout.count("| mean of 2") == 3
+    assert line.startswith("evaluate.py: --extra lpips: not scored") and "weights" in line and "no connection" in line
+    assert done.stdout.count("| mean of 2") == 3
     for name in ("input", "good", "target"):
         write_png(folders / f"{name}/2.png", noise(3, 12, 12))
     done = evaluate(folders, *good, "niqe", ok=False)
-    assert "failed: good/2.png: niqe cannot be computed (too small)" in done.stderr
+    assert f"failed: {folders / 'good/2.png'}: niqe cannot be computed (too small)" in done.stderr
     monkeypatch.setitem(sys.modules, "pyiqa", None)  # as if it were not installed
     done = evaluate(folders, *good, "niqe", ok=False)
     complaint(done, "--extra", "pip install pyiqa 'opencv-python-headless<5'")

@@ -1,12 +1,13 @@
 """Pictures: what is shown is shown unchanged and in its place, and what is missing is named with the command that makes it."""
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from ldgp import rain_layer, rain_mask
 from utils.figures import compare, grid, place_of_detail, resize
-from utils.image import read_image
+from utils.image import ImageError, read_image
 
 from conftest import complaint, inside, noise, write_png
 
@@ -35,11 +36,12 @@ def test_a_grid_shows_the_images_unchanged_under_their_labels():
         grid([[first, second]], ["one"])
     for width in (1, 20, 100, 133):
         row = grid([[first, second]], ["a label that is far too long for its image", "b"], width)
-        assert width - 2 <= row.shape[1] <= width or width < 30 and row.shape[1] == 10
+        assert row.shape[1] <= max(width, 10)
     assert grid([[first, second]], ["a", "b"], 5000).shape[1] == 136  # never enlarged
-    picture = grid([[noise(1, 40, 30), noise(2, 40, 30)], [noise(3), noise(4)]], ("a", "b"))  # photographs of two sizes
-    assert picture.shape[1] == 136 and np.array_equal(picture[-96:-56, :30], noise(1, 40, 30))
-    assert (picture[-96:-56, 68:] == 255).all() and np.array_equal(picture[-48:, :64], noise(3))
+    picture = grid([[noise(1, 80, 100), noise(2, 40, 30)], [noise(3), noise(4, 48, 20)]], ("a", "b"))
+    assert picture.shape[1] == 64 + 8 + 20
+    assert np.array_equal(picture[-96:-56, :50], resize(noise(1, 80, 100), 50, 40)) and (picture[-96:-56, -4:] == 255).all()
+    assert np.array_equal(picture[-48:, :64], noise(3))
 
 
 @pytest.fixture
@@ -64,6 +66,7 @@ def last_row(picture, number):
 @pytest.mark.parametrize("figure, shown", [
     ("before_after", [noise(0), noise(3)]), ("masks", [noise(0), in_colour(noise(1)[..., 0]), noise(10), noise(2)]),
     ("layer", [noise(0), in_colour(rain_mask(noise(0))), in_colour(rain_layer(noise(0))), noise(3)]),
+    ("ldgp", [in_colour(noise(1)[..., 0])] * 2),
 ])
 def test_a_figure_shows_what_it_says(dataset, figure, shown):
     figures(dataset, f"--figure={figure}")
@@ -71,6 +74,8 @@ def test_a_figure_shows_what_it_says(dataset, figure, shown):
     assert picture.shape[1] == 72 * len(shown) - 8
     for place, image in zip(last_row(picture, len(shown)), shown, strict=True):
         assert np.array_equal(place, image)
+    if figure == "ldgp":  # the masks are below the photographs
+        assert np.array_equal(picture[-104:-56, :64], noise(0))
 
 
 def test_figures_makes_the_two_pictures_of_the_readme(dataset):
@@ -96,23 +101,25 @@ def test_figures_says_which_command_makes_what_is_missing(dataset, folder, comma
 
 def test_a_comparison_shows_every_version_unchanged_and_a_detail_of_it():
     """The same detail of all, where the rain was."""
-    clean = noise(3)
-    columns = {"rainy": clean.copy(), "mask": noise(2)[..., 0], "target": clean}
-    columns["rainy"][15:24, 10:20] = 255
-    left, top = place_of_detail(columns["rainy"], [clean, columns["mask"]], 16, 12)
-    assert left <= 10 and left + 16 >= 20 and top <= 15 and top + 12 >= 24
-    picture = compare(columns)
+    columns = {"rainy": noise(1), "mask": noise(2)[..., 0], "target": noise(3)}
+    picture = compare(columns, (8, 12, 16))
     head = len(picture) - 48 - 8 - 48
     for number, image in enumerate(columns.values()):
-        place = slice(72 * number, 72 * number + 64)
-        framed = (picture[head : head + 48, place] != (in_colour(image) if image.ndim == 2 else image)).any(axis=2)
-        around = np.zeros((48, 64), bool)
-        around[max(top - 2, 0) : top + 14, max(left - 2, 0) : left + 18] = True
-        around[top + 3 : top + 9, left + 3 : left + 13] = False
-        assert framed.any() and not framed[~around].any()
-        assert np.array_equal(picture[-48:, place], resize(image[top : top + 12, left : left + 16], 64, 48))
+        left = 72 * number
+        shown = picture[head : head + 48, left : left + 64]
+        framed = (shown != (in_colour(image) if image.ndim == 2 else image)).any(axis=2)
+        assert framed.any() and framed[14:22, 11:21].sum() == 0 and framed[:10].sum() == 0 and framed[:, 27:].sum() == 0
+        assert np.array_equal(picture[-48:, left : left + 64], resize(image[12:24, 8:24], 64, 48))
     assert compare(columns, width=104).shape[1] <= 104
-    assert place_of_detail(clean, [noise(4)], 64, 48) == (0, 0)
+    clean = np.full((40, 60, 3), 90, np.uint8)
+    rainy = clean.copy()
+    rainy[20:25, 41:46] = 200
+    left, top = place_of_detail(rainy, [clean, clean[..., 0]], 15, 10)
+    assert left <= 41 and left + 15 >= 46 and top <= 20 and top + 10 >= 25
+    assert place_of_detail(rainy, [clean], 60, 40) == (0, 0)
+    for detail in ((46, 0, 15), (0, 31, 15), (0, 0, 61), (0, 0, 0)):
+        with pytest.raises(ImageError, match="not within 60x40"):
+            compare({"rainy": rainy, "target": clean}, detail)
 
 
 def test_a_comparison_has_the_columns_that_there_are(dataset):
@@ -122,8 +129,24 @@ def test_a_comparison_has_the_columns_that_there_are(dataset):
     shutil.rmtree(dataset / "ldgp")
     more = "--result_path", f"A={dataset / 'result'}", "--result_path", f"B={dataset / 'sdr(fuse)'}"
     assert f" {5 * 64 + 4 * 8}x" in figures(dataset, "--figure=comparison", "--images", "b.1", *more).stdout
-    for flags, words in ((["--images", "c"], "c.png: nothing for it in"),
+    for flags, words in ((["--images", "c"], "c.png: nothing for it in"), (["--detail", "60", "0", "10"], "not within 64x48"),
                          (["--result_path", dataset / "nowhere"], "no such folder; run: python sdrl.py")):
         complaint(figures(dataset, "--figure=comparison", *flags, ok=False), words)
     write_png(dataset / "target/a.png", noise(0, 20, 20))
     complaint(figures(dataset, "--figure=comparison", ok=False), "20x20, but")
+
+
+def test_the_curve_figure_reads_loss_csv_and_needs_matplotlib(dataset, monkeypatch):
+    path = dataset / "loss.csv"
+    for text, words in (("a,b\n1,2\n", "not a loss.csv"), ("epoch,loss\n1,x\n", "not a loss.csv"),
+                        ("epoch,loss\n", "no epoch in it yet"), (None, "no such file; sdrl_all.py writes it")):
+        path.unlink() if text is None else path.write_text(text)
+        complaint(figures(dataset, "--figure=curve", "--loss_path", path, ok=False), f"{path}: {words}")
+    path.write_text("epoch,loss,seconds\n1,0.5,1.0\n2,0.25,2.0\n")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+        done = figures(dataset, "--figure=curve", "--loss_path", path, ok=False)
+    assert done.stderr == "figures.py: --figure=curve needs the package matplotlib; run: pip install matplotlib\n"
+    pytest.importorskip("matplotlib")
+    figures(dataset, "--figure=curve", "--loss_path", path)
+    assert read_image(dataset / "img/curve.png").shape == (400, 720, 3)

@@ -10,12 +10,15 @@ import math
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 from utils import run
 from utils.image import ImageError, check_size, companion, list_images, one_line, read_image, write_bytes
 from utils.metrics import EXTRA, PROTOCOLS, extra_score, mean_scores, scores
-from utils.tables import Method, columns, csv_text, image_table, latex, markdown, overview, published
+from utils.tables import LATEX_MARKS, MEASURED, Method, columns, csv_text, image_table, latex, markdown, overview, published
 
 RAINY = "rainy input"  # its row
+NOTE = "* best, ' second best of complete results. Published figures are not ranked."
 
 
 def target_stem(targets, stem):
@@ -49,7 +52,7 @@ def score_folders(folders, target_path, protocols, extras):
     missing or holds no image.
     """
     results = {name: list_images(folder) for name, folder in folders.items()}
-    targets = list_images(target_path, "name the clean photographs' folder last") if target_path else {}
+    targets = list_images(target_path, "name the clean photographs' folder with --target_path") if target_path else {}
     there = dict.fromkeys(stem for name, found in results.items() for stem in found if name != RAINY)
     covered = {target_stem(targets, stem) for stem in there}
     expected = list(results.get(RAINY) or [*there, *(stem for stem in targets if stem not in covered)])
@@ -68,7 +71,7 @@ def score_folders(folders, target_path, protocols, extras):
 
     rows, failures = {name: {} for name in folders}, []
     jobs = [(name, stem, path) for name, found in results.items() for stem, path in found.items() if stem in there]
-    for name, stem, path in run.progress_bar(jobs, unit="image"):
+    for name, stem, path in tqdm(jobs, unit="image", disable=None):
         try:
             rows[name][stem] = score(path)
         except ImageError as error:
@@ -76,7 +79,8 @@ def score_folders(folders, target_path, protocols, extras):
     for name, found in results.items():
         missing = [stem for stem in expected if stem not in found]
         if missing:
-            failures.append(f"nothing in {folders[name]} for {', '.join(missing)}")
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            failures.append(f"nothing in {folders[name]} for {', '.join(missing[:5])}{more}")
     for text in failures:
         print(one_line(f"evaluate.py: failed: {text}"), file=sys.stderr)
     return {name: found for name, found in rows.items() if found}, len(expected), int(bool(failures))
@@ -86,69 +90,89 @@ def summarise(rows, total, dataset):
     """The rows of the overview, a list of `Method`: every folder, and what is published of the data set."""
     methods = []
     for name, found in rows.items():
-        images = str(total) if len(found) == total else f"{len(found)} of {total}"
-        methods.append(Method(name, images, mean_scores(list(found.values()))))
+        whole = len(found) == total
+        images = str(total) if whole else f"{len(found)} of {total}"
+        methods.append(Method(name, images, mean_scores(list(found.values())), ranked=whole and name != RAINY))
     return methods + published(dataset, list(methods[0].scores), total)
 
 
+def gains(rows):
+    """The rows, and where they are of one result and its rainy input, those of "gain": by how much the result is better."""
+    if len(rows) != 2 or RAINY not in rows:
+        return rows
+    rainy, result = rows[RAINY], next(found for name, found in rows.items() if name != RAINY)
+    both = {image: (row, rainy[image]) for image, row in result.items() if image in rainy}
+    return {**rows, "gain": {image: {key: 0.0 if row[key] == before[key] else row[key] - before[key] for key in row}
+                             for image, (row, before) in both.items()}}
+
+
 def main(args):
-    given = args.folders or ["./dataset/Rain100L/result/", "./dataset/Rain100L/target/"]
-    target = None if args.no_target else given.pop()
-    folders, alone = named_folders(given), [name for name, needs_target in EXTRA.items() if not needs_target]
-    if not folders:
-        raise ImageError(f"{target}: name the folders with derained photographs before it, if it has the clean ones")
+    given = list(args.folders)
+    named = args.result_path or []
+    target = args.target_path or (given.pop() if given and len(named + given) > 1 and not args.no_target else None)
+    place = Path("dataset", args.dataset or "Rain100L")
+    folders = named_folders(named + given or [str(place / "result")])
+    if not args.dataset and named + given:
+        place = Path(target or next(iter(folders.values()))).resolve().parent  # the stages write results beside the targets
+    target = None if args.no_target else target or place / "target"
+    protocols = {"all": tuple(PROTOCOLS), "both": ("rgb", "y")}.get(args.protocol, (args.protocol,)) if target else ()
+    alone = [name for name, needs_target in EXTRA.items() if not needs_target]
     if not target and not set(args.extra or ["none"]) <= set(alone):
         raise ImageError(f"--no_target: without clean photographs, only --extra {' '.join(alone)} can be scored")
-    dataset = args.dataset or Path(target or given[-1]).resolve().parent.name
-    protocols = args.protocol if target else ()
     base = args.save and args.save.removesuffix(".csv").removesuffix(".md")
     if base:
         Path(base).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after: can it be written?
+
     extras, code = {}, 0
     for name in args.extra or ():
         try:
             extras[name] = extra_score(name)
-        except ImageError as error:  # the other scores still come
+        except ImageError as error:
             print(f"evaluate.py: {error}", file=sys.stderr)
             code = 1
+    if not protocols and not extras:
+        return code
     if args.input_path:
         folders = {RAINY: args.input_path, **folders}
     rows, total, failed = score_folders(folders, target, protocols, extras)
-    if not rows or not (protocols or extras):
+    if not rows:
         return 1
-
-    methods = summarise(rows, total, dataset)
-    shown = columns(methods[0].scores)
-    text = [f"{dataset}, {total} images", *(f"{PROTOCOLS[name].name}: {PROTOCOLS[name].about}" for name in protocols)]
+    methods = summarise(rows, total, place.name)
+    shown, single = columns(methods[0].scores), len(rows.keys() - {RAINY}) == 1
+    text = [f"{place.name}, {total} images", *(f"{PROTOCOLS[name].name}: {PROTOCOLS[name].about}" for name in protocols)]
     perfect = sum(math.inf in row.values() for found in rows.values() for row in found.values())
     if perfect:
         text.append(f"Equal to the target: {perfect}; an infinite PSNR is left out of the mean PSNR.")
-    images = [f"\n{heading}\n\n{markdown(image_table(rows, keys, total))}" for heading, keys in shown]
-    means = [f"\n{markdown(overview(methods, shown))}"]
+    images = [f"\n{heading}\n\n{markdown(image_table(gains(rows), keys, total))}" for heading, keys in shown]
+    means = [f"\n{markdown(overview(methods, shown[first : first + 2]))}" for first in range(0, len(shown), 2)] + [f"\n{NOTE}"]
     if args.latex:
-        print(latex(overview(methods, shown)))
+        print(latex(overview(methods, shown, LATEX_MARKS)))
     else:
-        print("\n".join([*text, *(images if len(rows.keys() - {RAINY}) == 1 else []), *means]))
+        compared = not single or methods[-1].source != MEASURED
+        print("\n".join(text + (images if single else []) + (means if compared else [])))
     if base:
         write_bytes(f"{base}.md", "\n".join([*text, *means, *images, ""]).encode())
         lines = [{"method": name, "image": image, **row} for name, found in rows.items() for image, row in found.items()]
-        lines += [{"method": method.name, "image": f"mean of {method.images or 'all'}", **method.scores,
-                   "source": method.source} for method in methods]
+        for name, number, scored, source, _ in methods:
+            lines.append({"method": name, "image": f"mean of {number or 'all'}", **scored, "source": source})
         write_bytes(f"{base}.csv", csv_text(lines).encode())
     return max(code, failed)
 
 
 if __name__ == "__main__":
     parser = run.Parser(__doc__)
-    parser.add_argument("folders", nargs="*", metavar="[NAME=]FOLDER",
-                        help="derained photographs, and at last the clean ones (default: result/ and target/ of Rain100L)")
-    parser.add_argument("--no_target", action="store_true", help="there are no clean ones: only --extra scores that need none")
-    parser.add_argument("--input_path", help="rainy photographs, to show their scores as well")
-    parser.add_argument("--protocol", nargs="+", default=["rgb", "y"], choices=list(PROTOCOLS), metavar="NAME",
-                        help=f"what is compared, of {', '.join(PROTOCOLS)}")
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="derained photographs, and at last the clean ones")
+    parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
+                        help="derained photographs; may be given several times, to compare (default: result/ of the data set)")
+    parser.add_argument("--target_path", help="clean photographs (default: target/ of the data set or beside the results)")
+    parser.add_argument("--no_target", action="store_true", help="there are none: only --extra scores that need none")
+    parser.add_argument("--input_path", help="rainy photographs, to show their scores and the gain as well")
+    parser.add_argument("--protocol", default="both", choices=[*PROTOCOLS, "both", "all"],
+                        help="what is compared; both: rgb and y")
     parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",
                         help=f"scores by the package pyiqa, lower is better, of {', '.join(EXTRA)}")
-    parser.add_argument("--dataset", help="whose published figures are shown (default: the folder that the last one lies in)")
+    parser.add_argument("--dataset", help="a folder under ./dataset/, of which the published figures are shown (default: that "
+                                          "of the targets, or Rain100L)")
     parser.add_argument("--latex", action="store_true", help="print the means as rows of a LaTeX table")
     parser.add_argument("--save", metavar="FILE", help="write FILE.csv, all scores, and FILE.md, the tables in Markdown")
     run.start(main, parser)

@@ -3,8 +3,9 @@
     python -m utils.figures --dataset_path="./dataset/Demo" --save_path="./img"
 
 --figure makes others. comparison: a photograph in all versions side by side, with a detail enlarged; layer: what the two
-recipes take for rain.
+recipes take for rain; ldgp: each photograph above its mask; curve: the loss of sdrl_all.py, which needs matplotlib.
 """
+import csv
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 import ldgp
 from utils import run
 from utils.evaluate import named_folders, target_stem
-from utils.image import check_size, companion, list_images, png_bytes, read_image, read_mask, write_bytes
+from utils.image import ImageError, check_size, companion, list_images, png_bytes, read_image, read_mask, write_bytes
 
 SHOWN = ("chelsea", "coffee")  # of the demo set, unless --images names others
 WIDTH = 1000  # pixels; about what a README shows
@@ -30,6 +31,7 @@ FIGURES = {
     "comparison": {"rainy": "input", "likely rain": "ldgp", "fused reference": "sdr(fuse)", "derained": "result",
                    "target": "target"},
     "layer": {"rainy photograph": "input", "rain mask (LDGP)": "mask", "rain layer": "layer", "derained": "result"},
+    "ldgp": {"rainy": "input", "mask": "ldgp"},
 }
 FOUND = {"mask": ldgp.rain_mask, "layer": ldgp.rain_layer}
 README = "see dataset/README.md"
@@ -65,21 +67,18 @@ def stack(pictures, gap=GAP):
     return np.vstack([np.pad(picture, margin, constant_values=255) for picture, margin in zip(pictures, margins)])[gap:]
 
 
-def fraction(images, width):
-    """By how much images side by side are shrunk, so that they and the gaps are no wider; they are never enlarged."""
-    return min(1, (width - GAP * (len(images) - 1)) / sum(image.shape[1] for image in images))
-
-
 def grid(rows, labels, width=WIDTH):
     """Rows of images on white, (H, W, 3) uint8 BGR, with labels above the first row.
 
-    rows: lists of arrays (H, W, 3) or (H, W) of uint8, of one size in a row. labels: a text for each image of a row. width:
-    the most pixels; rows are shrunk to it, and never enlarged.
+    rows: lists of arrays (H, W, 3) or (H, W) of uint8; in each row, higher ones are shrunk to the height of the lowest.
+    labels: a text for each image of a row. width: the most pixels; rows are shrunk to it, and never enlarged.
     """
     lines = []
     for row in rows:
-        scale = fraction(row, width)
-        tiles = [resize(image, image.shape[1] * scale, len(image) * scale) for image in row]
+        height = min(len(image) for image in row)
+        widths = [image.shape[1] * height / len(image) for image in row]
+        scale = min(1, (width - GAP * (len(row) - 1)) / sum(widths))
+        tiles = [resize(image, wide * scale, height * scale) for image, wide in zip(row, widths)]
         if not lines:
             tiles = [np.vstack([label_above(label, tile.shape[1]), tile]) for label, tile in zip(labels, tiles, strict=True)]
         spaced = [np.pad(tile, ((0, 0), (GAP, 0), (0, 0)), constant_values=255) for tile in tiles]
@@ -113,25 +112,31 @@ def load(figure, dataset, stem, results):
     return images
 
 
-def draw(figure, dataset, stems, results=None, width=WIDTH):
+def draw(figure, dataset, stems, results=None, width=WIDTH, detail=None):
     """A key of FIGURES for photographs of a data set: (H, W, 3) uint8 BGR. Raises ImageError as `load` does."""
     shown = [load(figure, dataset, stem, results or {"derained": f"{dataset}/result"}) for stem in stems]
     if figure == "comparison":
-        return stack([compare(images, width) for images in shown], 2 * GAP)
-    return grid([list(images.values()) for images in shown], shown[0], width)
+        return stack([compare(images, detail, width) for images in shown], 2 * GAP)
+    if figure == "ldgp":
+        return grid(zip(*(images.values() for images in shown)), stems, width)
+    return grid([images.values() for images in shown], shown[0], width)
 
 
-def compare(images, width=WIDTH):
+def compare(images, detail=None, width=WIDTH):
     """One photograph in several versions, and below each the same window of it, enlarged: (H, W, 3) uint8 BGR.
 
-    images: {label: (H, W, 3) or (H, W) uint8} of one size, the rainy one first. The window is a quarter as wide and as high,
-    where rainy and derained ones differ most.
+    images: {label: (H, W, 3) or (H, W) uint8} of one size, the rainy one first. detail: (left, top, width) of the window,
+    which has the photograph's proportions; None for a quarter of its width, where rainy and derained ones differ most.
+    Raises ImageError for a window that is not within the photograph.
     """
     rainy, *others = images.values()
     high, wide = rainy.shape[:2]
-    side, tall = max(wide // 4, 1), max(high // 4, 1)
-    left, top = place_of_detail(rainy, others, side, tall)
-    scale = fraction(list(images.values()), width)
+    side = detail[2] if detail else max(wide // 4, 1)
+    tall = max(side * high // wide, 1)
+    left, top = detail[:2] if detail else place_of_detail(rainy, others, side, tall)
+    if side < 1 or left + side > wide or top + tall > high:
+        raise ImageError(f"--detail {left} {top} {side}: not within {wide}x{high} pixels; name another")
+    scale = min(1, (width - GAP * (len(images) - 1)) / len(images) / wide)
     corners = [(int(x * scale), int(y * scale)) for x, y in ((left, top), (left + side - 1, top + tall - 1))]
     pictures = [cv2.rectangle(resize(image, wide * scale, high * scale), *corners, FRAME, 2) for image in images.values()]
     window = slice(top, top + tall), slice(left, left + side)
@@ -146,11 +151,47 @@ def place_of_detail(rainy, others, width, height):
     return cv2.minMaxLoc(sums[: len(sums) - height + 1, : sums.shape[1] - width + 1])[3]
 
 
+def read_losses(path):
+    """The points (epoch, loss) of a loss.csv. Raises ImageError for a file that is missing or another."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            points = [(int(row["epoch"]), float(row["loss"])) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file; sdrl_all.py writes it to its --model_save_dir") from None
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise ImageError(f"{path}: not a loss.csv of sdrl_all.py, with columns epoch and loss; name another file") from None
+    if not points:
+        raise ImageError(f"{path}: no epoch in it yet; wait for the first checkpoint, see --save_every of sdrl_all.py")
+    return points
+
+
+def draw_curve(losses):
+    """Losses on a logarithmic axis, (H, W, 3) uint8 BGR. losses: {name: points}. Raises ImageError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImageError("--figure=curve needs the package matplotlib; run: pip install matplotlib") from None
+    figure = Figure(figsize=(7.2, 4), layout="tight")
+    axes = figure.add_subplot(xlabel="epoch", ylabel="mean squared error", yscale="log", title="Training loss of sdrl_all.py")
+    for name, points in losses.items():
+        axes.plot(*zip(*points), label=name, marker="." if len(points) == 1 else "")
+    axes.legend()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)
+
+
 def main(args):
-    inputs = list_images(Path(args.dataset_path) / "input", README)
-    stems = args.images or (SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2])
-    results = named_folders(args.result_path or [])
-    pictures = {name: draw(name, args.dataset_path, stems, results, args.width) for name in args.figure}
+    if args.figure == "curve":
+        places = args.loss_path or [f"./result_all/{Path(args.dataset_path).resolve().name}/loss.csv"]
+        pictures = {"curve": draw_curve({place: read_losses(place) for place in places})}
+    else:
+        inputs = list_images(Path(args.dataset_path) / "input", README)
+        stems = args.images or (SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2])
+        figures = ["masks", "before_after"] if args.figure == "readme" else [args.figure]
+        results = named_folders(args.result_path or [])
+        pictures = {name: draw(name, args.dataset_path, stems, results, args.width, args.detail) for name in figures}
     Path(args.save_path).mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         path = Path(args.save_path) / f"{name}.png"
@@ -164,9 +205,13 @@ if __name__ == "__main__":
     parser.add_argument("--dataset_path", default="./dataset/Demo", help="a data set that all three stages have worked on")
     parser.add_argument("--save_path", default="./img", help="where the pictures go")
     parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two)")
-    parser.add_argument("--figure", nargs="+", default=["masks", "before_after"], choices=list(FIGURES), metavar="NAME",
-                        help=f"what to draw, of {', '.join(FIGURES)}")
+    parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES, "curve"],
+                        help="what to draw; readme: masks and before_after")
     parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
                         help="results to show; may be given several times (default: result/ of the data set)")
+    parser.add_argument("--detail", nargs=3, type=run.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),
+                        help="what a comparison enlarges, in pixels (default: where the rain matters most)")
     parser.add_argument("--width", type=run.number(int, 100), default=WIDTH, help="of the picture, in pixels, at most")
+    parser.add_argument("--loss_path", action="append", metavar="FILE",
+                        help="of a curve; may be given several times (default: ./result_all/<data set>/loss.csv)")
     run.start(main, parser)

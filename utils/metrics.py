@@ -88,9 +88,11 @@ def extra_score(name):
             import pyiqa
 
             metric = pyiqa.create_metric(name, device="cpu")
-    except Exception as error:  # of many kinds: it is missing, or its weights are
-        raise ImageError(f"--extra {name}: needs the package pyiqa, which downloads its weights the first time; "
-                         f"run: {INSTALL} ({shorten(str(error), 100)})") from None
+    except ImportError as error:
+        raise ImageError(f"--extra {name}: not scored, needs the package pyiqa; run: {INSTALL} ({error})") from None
+    except Exception as error:  # of many kinds, by where its weights come from
+        raise ImageError(f"--extra {name}: not scored, pyiqa could not load its weights, which it downloads the first time; "
+                         f"run it once with a connection ({shorten(str(error), 100)})") from None
 
     def score(image, target=None):
         tensors = [uint8_to_tensor(array) for array in ((image, target) if EXTRA[name] else (image,))]

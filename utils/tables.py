@@ -13,6 +13,8 @@ from utils.metrics import EXTRA, PROTOCOLS, mean_scores
 MEASURED = "measured here"  # the source of all that is not published
 PUBLISHED = Path(__file__).with_name("published.csv")
 DIGITS = {"psnr": 3, "ssim": 4, "lpips": 4, "niqe": 3, "brisque": 3}
+PLAIN_MARKS = {1: "{}*", 2: "{}'"}  # of the best and the second best
+LATEX_MARKS = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
 
 
 class Method(NamedTuple):
@@ -22,6 +24,7 @@ class Method(NamedTuple):
     images: str  # how many, or which
     scores: dict  # {"psnr_rgb": float, or text as published, ...}
     source: str = MEASURED
+    ranked: bool = False
 
 
 def published(dataset, keys, images):
@@ -46,32 +49,46 @@ def columns(keys):
     return pairs + [(key.upper(), [key]) for key in EXTRA if key in keys]
 
 
-def score_text(key, value):
+def score_text(key, value, sign=""):
     """A score with the digits of its kind, a published one as it was published. SSIM comes without the 0 before the point."""
-    text = value if isinstance(value, str) else f"{value:.{DIGITS[key.partition('_')[0]]}f}"
-    return text.removeprefix("0") if key.startswith("ssim") else text
+    text = value if isinstance(value, str) else f"{value:{sign}.{DIGITS[key.partition('_')[0]]}f}"
+    return re.sub(r"^([+-]?)0\.", r"\1.", text) if key.startswith("ssim") else text
 
 
-def cell(scores, keys):
-    return " / ".join(score_text(key, scores[key]) for key in keys if key in scores)
+def cell(scores, keys, marks={}, sign=""):
+    return " / ".join(marks.get(key, "{}").format(score_text(key, scores[key], sign)) for key in keys if key in scores)
 
 
-def overview(methods, shown):
+def places(methods):
+    """{(method's number, key): 1 or 2} of the best and the second best, as shown, among the ranked methods if there are two."""
+    ranked, found = [number for number, method in enumerate(methods) if method.ranked], {}
+    for key in methods[ranked[0]].scores if len(ranked) > 1 else ():
+        shown = {number: float(score_text(key, methods[number].scores[key])) for number in ranked}
+        best = sorted(set(shown.values()), reverse=key not in EXTRA)[:2]
+        found |= {(number, key): best.index(value) + 1 for number, value in shown.items() if value in best}
+    return found
+
+
+def overview(methods, shown, marks=PLAIN_MARKS):
     """The table of the means: a row a method, and the source of published figures in a row above them.
 
-    methods: a list of `Method`. shown: as from `columns`.
+    methods: a list of `Method`. shown: some of `columns`. marks: how the best and second best look.
     """
-    source, lines = MEASURED, [["method", "images", *(heading for heading, _ in shown)]]
-    for method in methods:
-        if method.source != source:
-            source = method.source
-            lines.append([f"{source}:", *[""] * (len(shown) + 1)])
-        lines.append([method.name, method.images, *(cell(method.scores, keys) for _, keys in shown)])
+    best, source = places(methods), MEASURED
+    lines = [["method", "images", *(heading for heading, _ in shown)]]
+    for number, method in enumerate(methods):
+        own_marks = {key: marks[place] for (which, key), place in best.items() if which == number}
+        cells = [cell(method.scores, keys, own_marks) for _, keys in shown]
+        if any(cells):
+            if method.source != source:
+                source = method.source
+                lines.append([f"{source}:", *[""] * (len(shown) + 1)])
+            lines.append([method.name, method.images, *cells])
     return lines
 
 
 def image_table(results, keys, total):
-    """The table of the images: a row an image and one of the means, a column a method.
+    """The table of the images: a row an image and one of the means, a column a method; what is called "gain" gets a sign.
 
     results: {method: {image: its scores}}. keys: one column's scores. total: how many images there should be.
     """
@@ -81,8 +98,9 @@ def image_table(results, keys, total):
     last = f"mean of {len(images)}{part}" if same else "mean of those scored"
     by_column = [["image", *images, last]]
     for name, rows in results.items():
-        cells = [cell(rows.get(image, {}), keys) for image in images]
-        by_column.append([name, *cells, cell(mean_scores(list(rows.values())), keys)])
+        sign = "+" if name == "gain" else ""
+        cells = [cell(rows.get(image, {}), keys, sign=sign) for image in images]
+        by_column.append([name, *cells, cell(mean_scores(list(rows.values())), keys, sign=sign)])
     return list(zip(*by_column))
 
 
