@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ldgp
-from ldgp import (chroma_weight, dominant_angle, later_price, line_planes, lines, patch_angle, rain_direction, rain_layer,
-                  rain_mask, rain_price, rotation, solve_layer, thin_scale, turn)
+from ldgp import (chroma_weight, dense_rain, dominant_angle, later_price, line_planes, lines, patch_angle, rain_direction,
+                  rain_layer, rain_mask, rain_price, rotation, solve_layer, thin_scale, turn)
 from utils.image import ImageError, read_image, read_mask
 from utils.metrics import psnr
 from utils.rain import add_rain
@@ -190,6 +190,15 @@ def test_what_rain_costs():
     grey = np.repeat(cv2.cvtColor(rainy, cv2.COLOR_BGR2GRAY)[..., None], 3, axis=2)
     assert price(dark) > 1.5 * price(bright) and price(enlarge(rainy, 4)) < 0.75 * price(rainy)
     assert price(grey) > 1.3 * price(rainy) and price(demo("chelsea", "target")) > 2 * price(rainy)
+
+
+def test_dense_rain_is_cheaper_where_no_scene_leaves_such_gaps():
+    for name in ("chelsea", "coffee", "rocket", "astronaut"):
+        clean = demo(name, "target")
+        rainy = add_rain(clean, 7, tilt=20)
+        denser = add_rain(add_rain(rainy, 8, tilt=20), 9, tilt=20)
+        assert 1.4 < dense_rain(rainy, 20) <= dense_rain(denser, 20) == 2
+        assert dense_rain(clean, 20) == dense_rain(rainy, -20) == dense_rain(rainy, 0) == 1
 
 
 def test_pictures_without_rain_have_none():
