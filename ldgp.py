@@ -130,7 +130,7 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
 # direction. So where the chroma C = (red - green, green - blue) changes, it is the scene that changes, not the rain.
 
 DIRECTIONS = range(-56, 57, 8)  # degrees, of the first search
-REFINE = (4, 3), (2, 2), (2, 1)  # degrees: smaller steps, each from so many of the best directions so far
+PLACES = 8  # a side, around which lines are counted
 ACROSS, ALONG = 7, 9  # pixels: rain is thinner than the one and longer than the other
 LEAST_DARK = 0.02  # grey levels added to what dark lines there are, as drawings have none
 SMALLEST_SCALED, LARGEST_SCALED = 75_000, 3_000_000  # pixels that a photograph may have at a scale that is tried
@@ -173,35 +173,83 @@ def line_planes(image):
     return np.rint(32 * np.dstack(brightness_and_chroma(image))).astype(np.int16)
 
 
-def lines(planes, inside):
-    """How many upright bright lines there are, and how many dark ones, which are never rain: (W, B), mean grey levels.
+def hats(planes):
+    """Of an image with upright rain, how bright the upright bright lines are, then how dark the dark ones: (h, w) int16 each.
 
-    W is what is brighter than its surroundings across (the white top-hat), counted less where the chroma changes there, and
-    eroded along; B is the same of what is darker. planes: as from `line_planes`; inside: (h, w) uint8, where it counts.
+    The one is what is brighter than its surroundings across (the white top-hat), counted less where the chroma changes there,
+    and eroded along; the other is the same of what is darker. planes: as from `line_planes`; so are the results.
     """
     light, *chroma = cv2.split(planes)
     across, along = np.ones((1, ACROSS), np.uint8), np.ones((ALONG, 1), np.uint8)
     ranges = cv2.add(*(cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, across) for plane in chroma))
     weight = np.exp(ranges * np.float32(-1 / (12 * 32)))  # 1/e where the chroma's range is 12 grey levels
-    hats = (cv2.multiply(cv2.morphologyEx(light, kind, across), weight, dtype=cv2.CV_16S)
-            for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT))
-    return [cv2.mean(cv2.erode(hat, along), inside)[0] / 32 for hat in hats]
+    for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
+        hat = cv2.multiply(cv2.morphologyEx(light, kind, across), weight, dtype=cv2.CV_16S)
+        yield cv2.erode(hat, along)
+
+
+def lines(planes, inside):
+    """How many upright bright lines there are, and how many dark ones, which are never rain: (W, B), mean grey levels.
+
+    planes: as from `line_planes`; inside: (h, w) uint8, where it counts.
+    """
+    return [cv2.mean(hat, inside)[0] / 32 for hat in hats(planes)]
+
+
+def local_lines(planes, degrees):
+    """`lines` of an image that is turned by so many degrees, around PLACES x PLACES places of it: (PLACES^2, 2) float32."""
+    height, width = planes.shape[:2]
+    turned, inside = turn(planes, degrees)
+    rows, columns = (np.indices((PLACES, PLACES)).reshape(2, -1) + 0.5) / PLACES * [[height], [width]] - 0.5
+    x, y = np.rint(turning(height, width, degrees)[0] @ [columns, rows, np.ones_like(rows)]).astype(int)
+    side = max(round(math.sqrt(height * width) / PLACES), 1)
+
+    def around(plane):
+        return cv2.boxFilter(plane, cv2.CV_32F, (side, side), borderType=cv2.BORDER_CONSTANT)[y, x]
+
+    area = 32 * np.maximum(around(inside), 0.01)
+    return np.transpose([around(cv2.copyTo(hat, inside)) / area for hat in hats(turned)])
+
+
+def direction_scores(counts, scene):
+    """How likely rain is in each direction: {degrees: score}. counts: {degrees: `local_lines` there}, for all DIRECTIONS.
+
+    It is W^1.75 / B: with W^2 upright houses win over fine rain, with W the few dark lines decide. Rain falls everywhere, so
+    that lines count against how many a place has in all directions. scene: whether to use what is known of a scene's own
+    lines, which tells rain from them, but moves the best direction by some degrees: at one slant there are about as many as at
+    the opposite one, so 0.4 of the smaller number is taken off; and most are upright or level, so directions in between count
+    up to 0.3 more (all ours).
+    """
+    known = np.array(sorted(counts))
+    usual = np.mean([counts[degrees].sum(axis=1) for degrees in DIRECTIONS], axis=0)[:, None] + 0.05
+    even = np.array([(counts[degrees] / usual).mean(axis=0) for degrees in known]) * usual.mean()
+    opposite = np.transpose([np.interp(-known, known, line) for line in even.T])
+    bright, dark = (even - 0.4 * scene * np.minimum(even, opposite)).T
+    slanted = 1 + 0.3 * scene * np.sin(np.radians(2 * known)) ** 2
+    return dict(zip(known.tolist(), slanted * bright**1.75 / (dark + LEAST_DARK)))
 
 
 def rain_direction(image):
-    """The degrees, from -60 to 60, by which `turn` makes a photograph's rain upright; 0 for a picture without lines.
+    """The degrees, from -59 to 59, by which `turn` makes a photograph's rain upright; 0 for a picture without lines.
 
-    Of all directions, that of the largest W^1.5 / B, of the `lines` there: with W^2 upright houses win over fine rain, with W
-    the few dark lines decide. image: (H, W, 3) uint8 BGR. Rain that falls to the lower left has a positive direction.
+    Of all directions, the one with the largest of `direction_scores`. image: (H, W, 3) uint8 BGR. Rain that falls to the lower
+    left has a positive direction.
     """
-    planes, scores, near = line_planes(image), {}, DIRECTIONS
-    for step, number in (*REFINE, (0, 1)):
-        for degrees in set(near) - set(scores):
-            bright, dark = lines(*turn(planes, degrees))
-            scores[degrees] = bright**1.5 / (dark + LEAST_DARK)
-        best = sorted(scores, key=lambda degrees: (-scores[degrees], abs(degrees), degrees))[:number]
-        near = [degrees + side for degrees in best for side in (-step, step) if abs(degrees + side) <= 60]
-    return best[0]
+    planes, counts = line_planes(image), {}
+
+    def best(directions, number, scene):
+        counts.update({degrees: local_lines(planes, degrees) for degrees in set(directions) - set(counts)})
+        scores = direction_scores(counts, scene)
+        return sorted(directions, key=lambda degrees: (-scores[degrees], abs(degrees), degrees))[:number]
+
+    tried = set(DIRECTIONS)
+    for step, number in (4, 3), (2, 2):
+        beside = (degrees + side for degrees in best(tried, number, scene=True) for side in (-step, step))
+        tried.update(degrees for degrees in beside if abs(degrees) <= max(DIRECTIONS))
+    [found] = best(tried, 1, scene=True)
+    for step in (2, 1):
+        [found] = best((found - step, found, found + step), 1, scene=False)
+    return found
 
 
 def thin_scale(image):
@@ -255,6 +303,17 @@ def rain_price(turned, inside, weight):
     faint = max(1, min(0.35 / bright, 1.4 * dark / bright, 2)) ** 6
     darker = max(1, min(dark / bright, dark_small / bright_small)) ** 6
     return PRICE * colour * softness * faint * darker
+
+
+def dense_rain(image, direction):
+    """By how much rain is cheaper, from 1 to 2, as dark lines in its direction must be gaps between its streaks (ours).
+
+    A scene has about as many of its own at one slant as at the opposite one. With n times as many in the direction of rain it is
+    sqrt(n / 2): dense rain leaves many gaps. image: (H, W, 3) uint8 BGR; direction: degrees.
+    """
+    planes = line_planes(image)
+    gaps, scene = (lines(*turn(planes, degrees))[1] + LEAST_DARK for degrees in (direction, -direction))
+    return min(max(math.sqrt(gaps / scene / 2), 1), 2)
 
 
 def later_price(rain, inside):
@@ -363,7 +422,7 @@ def rain_layer(image, direction=None, scale=None, strength=1.0):
                       for plane in (chroma_weight(turned), turned))
     inside = cv2.copyMakeBorder(inside, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
     bright = np.clip(turned.mean(axis=2) / 255, 0, 1)
-    price = rain_price(turned, inside, weight) / strength
+    price = rain_price(turned, inside, weight) / strength / dense_rain(small, direction)
     layer = 255 * solve_layer(bright, weight, price, inside)[:height, :width]
     if direction:
         matrix, _ = turning(*small.shape[:2], direction)
