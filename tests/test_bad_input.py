@@ -83,7 +83,10 @@ def test_one_bad_image_does_not_stop_the_others(copy, command):
     assert set(files(place)) == {"rue.png", "lac.png"}
 
 
-def test_two_photographs_of_one_name(copy):
+def test_two_photographs_of_one_name_and_kinds_that_are_not_read(copy):
+    (copy / DATA / "input/sea.HEIC").write_bytes(b"x")
+    assert complaints(stage(LDGP, "--overwrite", copy)) == [
+        f"ldgp.py: {DATA}/input: 1 not read, make PNG or JPEG of them: sea.HEIC"]
     shutil.copy(copy / DATA / "input/rue.png", copy / DATA / "input/rue.jpg")
     complaint(stage(LDGP, "", copy, ok=False), f"{DATA}/input: rue.jpg and rue.png share a name; rename or remove one")
 

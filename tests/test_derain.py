@@ -46,7 +46,7 @@ def test_a_folder_is_derained_beside_its_photographs_and_once(folder):
     before = names(folder / "photos")
     done, last = derain(folder, "photos")
     assert last.startswith("2 images, 0 failed, ") and last.endswith("results beside them")
-    assert "photos: 2 not read, such as hill.nef; make PNG or JPEG of them\n" in done.stderr and "notes" not in done.stderr
+    assert "photos: 2 not read, make PNG or JPEG of them: hill.nef, sea.HEIC\n" in done.stderr and "notes" not in done.stderr
     assert names(folder / "photos") == sorted([*before, "lac_derained.png", "rue_derained.png"])
     rainy, derained = (read_image(folder / f"photos/{name}.png").astype(int) for name in ("rue", "rue_derained"))
     assert derained.shape == rainy.shape and (derained <= rainy).all() and (derained < rainy).any()

@@ -7,15 +7,13 @@ same for every photograph in a folder, but not in folders within. What is newer 
 here before is not taken for a photograph.
 """
 import os
-import sys
 from pathlib import Path
 
 from ldgp import add_strength_flag, remark
 from sdrl import recipe_for
 from sdrl_online import derain_photograph
 from utils import run
-from utils.image import (ImageError, image_files, one_line, photograph_bytes, png_bytes, read_photograph, unread_images,
-                         write_bytes)
+from utils.image import ImageError, image_files, photograph_bytes, png_bytes, read_photograph, write_bytes
 from utils.results import fcntl, make_folder, up_to_date
 
 
@@ -55,10 +53,7 @@ class Results:
 
 def photographs_in(place):
     """The photographs of a folder; files of kinds that are not read are said in a line."""
-    unread = unread_images(place)
-    if unread:
-        text = f"derain.py: {place}: {len(unread)} not read, such as {unread[0]}; make PNG or JPEG of them"
-        print(one_line(text), file=sys.stderr)
+    run.tell_unread(place)
     return image_files(place, "name another one")
 
 
@@ -98,7 +93,7 @@ def main(args):
         write_bytes(results.derained(path), photograph_bytes(derained, photograph, kind))
         return remark(layer)
 
-    return run.each_image(find_photographs(args.photographs, results), work, [results])
+    return run.each_image(find_photographs(args.photographs, results), work, [results], unread=False)
 
 
 if __name__ == "__main__":

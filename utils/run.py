@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.image import ImageError, one_line
+from utils.image import ImageError, one_line, unread_images
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,17 +93,20 @@ def start(main, parser):
         sys.exit(f"{parser.prog}: {said}{again if isinstance(error, OSError) else ''}")
 
 
-def each_image(images, work, results, failed=0):
+def each_image(images, work, results, failed=0, unread=True):
     """Call work(path, progress) for every photograph whose results are not done, go on after a failure, end with one line.
 
     images: {stem: path} of `list_images`. results: `utils.results.Results`, or what has their folder, prepare, done and
-    claim. failed: how many failed before. What work returns, if anything, is counted in the last line.
+    claim. failed: how many failed before. unread: whether to name what lies beside the photographs and is not read. What work
+    returns, if anything, is counted in the last line.
     Under torchrun the photographs are dealt out to the processes.
     Returns the exit code: 0, or 1 where a photograph failed. Raises ImageError for a folder that cannot take results, and
     OSError where one no longer can.
     """
     name, (rank, world) = Path(sys.argv[0]).name, ranks()
     if rank == 0:
+        for folder in sorted({path.parent for path in images.values()}) if unread else ():
+            tell_unread(folder)
         for result in results:
             result.prepare(images.values())
     wait_for_ranks()
@@ -116,6 +119,15 @@ def each_image(images, work, results, failed=0):
     if rank == 0:
         print(f"{name}: {last_line(outcomes, counts, results)}")
     return 1 if counts["failed"] else 0
+
+
+def tell_unread(folder):
+    """Say in a line which image files in a folder are not read."""
+    unread = unread_images(folder)
+    if unread:
+        shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
+        text = f"{Path(sys.argv[0]).name}: {folder}: {len(unread)} not read, make PNG or JPEG of them: {shown}"
+        print(one_line(text), file=sys.stderr)
 
 
 def outcome(path, work, results, progress):
