@@ -226,10 +226,15 @@ def read_references(folder, rainy, image_path, hint):
     paths = [path for _, path in sorted(list_images(folder, hint).items())]
     references = np.empty((len(paths), *rainy.shape), np.uint8)
     for place, path in enumerate(paths):
-        reference = read_image(path)
-        check_size(reference, path, rainy, image_path)
-        references[place] = reference
+        references[place] = read_reference(path, rainy, image_path)
     return references
+
+
+def read_reference(path, rainy, image_path, read=read_image):
+    """One SDR of an image, (H, W, 3) uint8 BGR. Raises ImageError where it is of another size."""
+    reference = read(path)
+    check_size(reference, path, rainy, image_path)
+    return reference
 
 
 def how_to_make_references(data, references_path, recipe):

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from ldgp import thin_scale
 from sdrl import (FACTORS, FAINTEST, Recipe, add_data_flags, averaged, crop_window, fresh_model, how_to_make_references, learn,
-                  light_between, overlays)
+                  light_between, overlays, read_reference)
 from test_all import derain_with
 from utils import checkpoint, run
-from utils.image import ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, write_bytes
+from utils.image import (ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, shrink,
+                         write_bytes)
 from utils.inference import mixed_precision
 from utils.results import Results, check_made_for
 
@@ -37,7 +39,12 @@ class Crops(Dataset):
 
     def __init__(self, images, crop_size, seed, cache_gb):
         self.images, self.crop_size, self.seed = images, crop_size, seed
-        self.read = lru_cache(int(cache_gb * 1e9 / read_image(images[0][0]).nbytes))(read_image)
+        self.kept = int(cache_gb * 1e9 / read_image(images[0][0]).nbytes)  # photographs
+
+    @cached_property
+    def read(self):
+        """`read_image` with a memory, which each process that prepares crops begins for itself."""
+        return lru_cache(self.kept)(read_image)
 
     def __len__(self):
         return len(self.images)
@@ -52,27 +59,30 @@ class Crops(Dataset):
     def __getitem__(self, name):
         epoch, index = name
         random = np.random.default_rng((self.seed, epoch, index))
-        rainy, references = self.images[index]
-        crops = self.crop([self.read(rainy), self.read(references[random.integers(len(references))])], random)
+        path, references = self.images[index]
+        rainy = self.read(path)
+        reference = read_reference(references[random.integers(len(references))], rainy, path, self.read)
+        crops = self.crop([rainy, reference], random)
         return np.ascontiguousarray(crops[:, :, ::-1] if random.random() < 0.5 else crops)
 
 
 class OwnRain(Crops):
     """Crops of photographs as they are known without rain, and the same with self-made rain: see `sdrl.derain_by_own_rain`.
 
-    Here the rain is that of any photograph of the data set.
+    Here the rain is that of any photograph of the data set. Photographs are shrunk to the scale at which their rain is thin.
     """
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.known = lru_cache(self.read.cache_parameters()["maxsize"])(self.scene_and_rain)
+    @cached_property
+    def known(self):
+        return lru_cache(self.kept * 3 // 7)(self.scene_and_rain)  # which takes 7 bytes a pixel
 
     def scene_and_rain(self, index):
         """What is known of a photograph without rain, (H, W, 3) uint8, and of its rain, (H, W, 1) float32, in grey levels."""
         path, references = self.images[index]
-        total = sum(read_image(reference).astype(np.float32) for reference in references)
-        scene = np.rint(total / len(references)).astype(np.uint8)
-        rain = light_between(read_image(path), scene)
+        rainy = read_image(path)
+        scale, total = thin_scale(rainy), sum(read_reference(name, rainy, path).astype(np.float32) for name in references)
+        scene = shrink(np.rint(total / len(references)).astype(np.uint8), scale)
+        rain = light_between(shrink(rainy, scale), scene)
         return scene, (rain * (rain > FAINTEST))[..., None]
 
     def __getitem__(self, name):
@@ -215,6 +225,8 @@ def main(args):
                       lambda path: (path, network), overwrite=args.overwrite)
     if rank == 0:
         networks.prepare([Path("resume"), Path("model")])
+        if not networks.claim(network):
+            raise ImageError(f"{folder}: another process trains there; name another folder with --model_save_dir")
         results.prepare(images.values())  # of those that are left out too: an older network's result must not stay
     run.wait_for_ranks()
 

@@ -60,7 +60,8 @@ def main(args):
     hint = f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}" --recipe={args.recipe}'
     check_made_for(masks_path, source, args.recipe, hint)
     masks = list_images(masks_path, optional=True)
-    how = read_run(masks_path).get("settings", {"recipe": args.recipe})  # missing ones are made as the others were
+    run_of_masks = read_run(masks_path)  # missing ones are made as the others were
+    how = run_of_masks["settings"] if run_of_masks.get("stage") == "ldgp.py" else {"recipe": args.recipe}
     settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}
     settings.update({} if fast else {"sdr_num": args.sdr_num, **nss_options(args)})
     results = Results("sdrl_online.py", args.result_path or data / "result", settings, {"input": source, "ldgp": masks_path},

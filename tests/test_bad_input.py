@@ -138,6 +138,17 @@ def test_a_mask_or_a_reference_that_cannot_be_used(copy, command, folder):
         assert set(files(copy / PLACES[command][-1])) == {"lac.png"}
 
 
+@pytest.mark.parametrize("flags", ["", "--workers=1", "--recipe=fast"])
+def test_any_reference_of_another_size_ends_a_training_in_one_line(copy, flags):
+    if "fast" in flags:
+        stage(LDGP, f"--overwrite {flags}", copy)
+        stage(SDR, f"{SHORT[SDR]} --overwrite {flags}", copy)
+    write_png(copy / DATA / "sdr/rue/2.png", photograph(56, 40, 2))
+    done = stage(ALL, f"{SHORT[ALL]} --overwrite --epoch=50 {flags}", copy, ok=False)
+    line = complaint(done)
+    assert line == f"sdrl_all.py: {DATA}/sdr/rue/2.png: 40x56, but {DATA}/input/rue.png is 56x40; make it again for this image"
+
+
 @pytest.mark.parametrize("command, folder", [(SDR, "ldgp"), (ONLINE, "ldgp"), (SDRL, "sdr"), (ALL, "sdr")])
 def test_what_was_made_for_something_else_is_not_used(copy, command, folder):
     """By the other recipe, or from another data set's photographs of the same names; the command shown makes what is right."""

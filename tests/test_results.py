@@ -245,6 +245,18 @@ def test_a_run_that_is_ended_says_one_line(copy, end, number):
     assert said.endswith("sdrl_all.py: stopped; what is written is whole, and the same command goes on from there\n"), said
 
 
+def test_one_process_trains_in_a_folder(copy):
+    process = begun(ALL, "--epoch=100000 --save_every=1 --overwrite", copy)
+    resume = copy / "result_all/Rain100L/resume.pkl"
+    before, until = resume.stat().st_mtime_ns, time.monotonic() + PATIENCE
+    while (not resume.exists() or resume.stat().st_mtime_ns == before) and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.02)
+    other = stage(ALL, f"{SHORT[ALL]} --epoch=100000 --save_every=1", copy, ok=False)
+    process.terminate()
+    assert process.communicate(timeout=PATIENCE) and process.returncode == 130
+    complaint(other, "result_all/Rain100L: another process trains there; name another folder with --model_save_dir")
+
+
 def failing(patch, number, code=errno.ENOSPC):
     """Let the number-th write or rename, and all after it, fail as on a full disk; a write leaves half its bytes."""
     calls = []

@@ -5,6 +5,7 @@ import pickle
 import re
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,14 +15,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sdrl
+import sdrl_all
 import sdrl_online
 from models import BACKBONES, build
 from sdrl import FAST, FAST_TRANSFORMER, PAPER
 from utils import checkpoint, inference, run
-from utils.image import ImageError, tensor_to_uint8, uint8_to_tensor
+from utils.image import ImageError, read_image, tensor_to_uint8, uint8_to_tensor
 from utils.metrics import psnr
 
-from conftest import (ALL, DATA, ONLINE, SDRL, SHORT, TEST, complaint, complaints, files, name_of, photograph, stage,
+from conftest import (ALL, DATA, ONLINE, ROOT, SDRL, SHORT, TEST, complaint, complaints, files, name_of, photograph, stage,
                       write_png)
 
 
@@ -113,6 +115,19 @@ def by_own_rain(height=37, width=53):
     rainy = photograph(height, width, 1) // 2 + 80
     fused = rainy - np.where((np.arange(width) + np.arange(height)[:, None]) % 9 < 2, 30, 0).astype(np.float32)[..., None]
     return rainy, fused
+
+
+def test_a_data_set_is_learnt_at_the_scale_at_which_rain_is_thin(tmp_path):
+    scenes = {}
+    for scale in (1, 4):
+        for part in ("input", "target"):
+            image = read_image(ROOT / f"dataset/Demo/{part}/astronaut.png")
+            large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+            write_png(tmp_path / f"{scale}/{part}.png", large)
+        pairs = [(tmp_path / f"{scale}/input.png", [tmp_path / f"{scale}/target.png"])]
+        scenes[scale], rain = sdrl_all.OwnRain(pairs, 64, 3, 1).known(0)
+        assert rain.shape[:2] == scenes[scale].shape[:2] == (240, 320) and rain.mean() > 3
+    assert psnr(scenes[1], scenes[4]) > 30
 
 
 def test_own_rain_is_light_added_to_the_scene():

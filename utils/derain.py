@@ -68,7 +68,8 @@ def find_photographs(places, results):
     stems, chosen = {(path.parent, path.stem) for path in found.values()}, {}
     for path in found.values():
         stem, _, ending = path.stem.rpartition("_")
-        if ending in ("derained", "rain") and (path.parent, stem) in stems:  # an earlier result
+        ours = ending == "derained" or ending == "rain" and path.suffix == ".png"
+        if ours and (path.parent, stem) in stems:  # an earlier result
             continue
         result = results.derained(path)
         if result in chosen:

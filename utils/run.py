@@ -8,6 +8,7 @@ import textwrap
 import time
 import traceback
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 from tqdm import tqdm
@@ -208,7 +209,7 @@ def reason(error):
     if isinstance(error, OSError):
         return one_line(f"{error.filename}: {error.strerror}" if error.filename else error)
     if isinstance(error, (ImageError, FloatingPointError)):  # the latter: a loss or an output that is not finite
-        return str(error)
+        return str(error).rpartition("ImageError: ")[2].removesuffix(r"\n")  # without a DataLoader worker's traceback
     return None
 
 
@@ -253,7 +254,8 @@ def ranks():
     if not dist.is_initialized():
         end_with_parent()
         gpu = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        patience = timedelta(days=365)  # a process that has no photograph left waits for one that may learn for hours
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=patience)
     return dist.get_rank(), dist.get_world_size()
 
 
