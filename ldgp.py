@@ -128,6 +128,9 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
 #
 # Rain adds the same light to red, green and blue, is brighter than what is behind it, thin across and long along one
 # direction. So where the chroma C = (red - green, green - blue) changes, it is the scene that changes, not the rain.
+# `rain_layer`, below, finds the scale at which rain is thin (`thin_scale`) and the direction in which it falls
+# (`rain_direction`), turns the photograph so that rain is upright, sets what rain costs (`rain_price`), and solves for it
+# (`solve_layer`).
 
 DIRECTIONS = range(-56, 57, 8)  # degrees, of the first search
 PLACES = 8  # a side, around which lines are counted
@@ -189,7 +192,7 @@ def hats(planes):
 
 
 def lines(planes, inside):
-    """How many upright bright lines there are, and how many dark ones, which are never rain: (W, B), mean grey levels.
+    """How much there is of upright bright lines, and how much of dark ones: (W, B), mean grey levels.
 
     planes: as from `line_planes`; inside: (h, w) uint8, where it counts.
     """
@@ -273,8 +276,8 @@ def thin_scale(image):
 def chroma_weight(turned):
     """How freely the scene's brightness may change from a pixel to its right neighbour: w = exp(-|change of C| / 8).
 
-    1 where only brightness changes, and where nothing can be said: a channel that rain drives to 255 is cut off, which changes
-    C. It counts as that in pale surroundings only, as sky, for else any bright thin thing would do (ours).
+    1 where only brightness changes. Also 1 where a channel may have been cut off at 255 by rain, which changes C: where it is
+    above 250 in pale surroundings, as sky. Elsewhere, a thin thing that bright may be the scene's own (ours).
     turned: (h, w, 3) float32 BGR, rain upright. Returns (h, w) float32.
     """
     chroma, largest = brightness_and_chroma(turned)[1], turned.max(axis=2)
@@ -309,7 +312,7 @@ def dense_rain(image, direction):
     """By how much rain is cheaper, from 1 to 2, as dark lines in its direction must be gaps between its streaks (ours).
 
     A scene has about as many of its own at one slant as at the opposite one. With n times as many in the direction of rain it is
-    sqrt(n / 2): dense rain leaves many gaps. image: (H, W, 3) uint8 BGR; direction: degrees.
+    sqrt(n / 2): dense rain leaves many gaps. Of upright rain this says nothing: 1. image: (H, W, 3) uint8 BGR; direction: degrees.
     """
     planes = line_planes(image)
     gaps, scene = (lines(*turn(planes, degrees))[1] + LEAST_DARK for degrees in (direction, -direction))
@@ -319,7 +322,7 @@ def dense_rain(image, direction):
 def later_price(rain, inside):
     """What the price of rain is multiplied with after the first round of `solve_layer`, (h, w) float32.
 
-    It falls to a fifth where there is rain, R' near the pixel: max(2 d / (d + R'), 0.2) with d = 1e-5 / (mean of R)^2 within
+    It doubles where there is none and falls to a fifth where there is, R' near the pixel: max(2 d / (d + R'), 0.2) with d = 1e-5 / (mean of R)^2 within
     [0.004, 0.2], so that an image with little rain pays more (reweighting in the manner of Candes, Wakin and Boyd 2008).
     And rain falls everywhere: where R is larger in the 91x91 pixels around a pixel than around the median one, it costs as
     much more, from half to four times (ours). rain: R, (h, w) float32 in [0, 1]; inside: (h, w) uint8, where it counts.

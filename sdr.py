@@ -201,8 +201,8 @@ class GuidedSampler:
         channels = [plane.astype(np.float32) for plane in cv2.split(image)]
         derained = [np.maximum(plane - layer, 0) for plane in channels]
         mean, clean = (sum(planes) / 3 for planes in (channels, derained))
-        self.rainy, self.strength = doubt > 0, 1 - np.exp(-doubt / RAIN)
-        self.most = mean - (1 - self.strength) * clean  # less strength * L(q), it is what a draw takes off the channels
+        self.rainy, self.mix = doubt > 0, 1 - np.exp(-doubt / RAIN)
+        self.most = mean - (1 - self.mix) * clean  # less mix * L(q), it is what a draw takes off the channels
         self.light, self.clean = pad(clean), np.stack([pad(plane) for plane in derained])
         self.rain_term = pad(np.maximum(-doubt / RAIN, -70))  # above SMALLEST, so that a pixel's own weight stays the larger
         self.chroma = [pad((b - a) / np.float32(CHROMA**0.5)) for a, b in zip(channels, channels[1:])]
@@ -237,11 +237,11 @@ class GuidedSampler:
         expected = self.flat.reshape(self.shape).astype(np.float32)
         for top, pixels in strips(self.rainy, STRIP):
             rows = slice(top, pixels[-1] // self.shape[1] + 1)
-            channels, most, strength = cv2.split(expected[rows]), self.most[rows], self.strength[rows]
+            channels, most, mix = cv2.split(expected[rows]), self.most[rows], self.mix[rows]
             total, *taken = (np.zeros(most.shape, np.float32) for _ in range(4))
             cut_off = [np.nonzero(self.rainy[rows] & (channel >= CUT_OFF)) for channel in channels]
             for weight, there in self.weights(rows.start, rows.stop):
-                amount = np.maximum(cv2.subtract(most, cv2.multiply(strength, self.light[there])), 0)
+                amount = np.maximum(cv2.subtract(most, cv2.multiply(mix, self.light[there])), 0)
                 cv2.accumulate(weight, total)
                 for channel, cut, clean, sums in zip(channels, cut_off, self.clean, taken):
                     less = cv2.min(amount, channel)
@@ -252,6 +252,7 @@ class GuidedSampler:
         return expected
 
     def chunks(self):
+        """As `Sampler.chunks`, of the pixels with rain."""
         for top, pixels in strips(self.rainy, CHUNK // WINDOW**2):
             weights = self.weights(top, pixels[-1] // self.shape[1] + 1)
             yield pixels, cumulate(np.stack([weight.take(pixels - top * self.shape[1]) for weight, _ in weights]))
@@ -260,7 +261,7 @@ class GuidedSampler:
         """The pixels' own colours less the same whole levels in each channel, as far as it goes; J's where one was cut off."""
         padded = pixels + pixels // self.shape[1] * 2 * self.margin + self.margin * (self.shape[1] + 2 * self.margin + 1)
         drawn = padded + self.shift.take(place)
-        amount = self.most.take(pixels) - self.strength.take(pixels) * self.light.take(drawn)
+        amount = self.most.take(pixels) - self.mix.take(pixels) * self.light.take(drawn)
         colours, clean = self.flat.take(pixels, axis=0), np.stack([plane.take(drawn) for plane in self.clean], axis=1)
         less = colours - np.minimum(colours, amount.clip(0, 255).round().astype(np.uint8)[:, None])
         return np.where(colours >= CUT_OFF, np.minimum(colours, clean.round().astype(np.uint8)), less)
