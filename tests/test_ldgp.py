@@ -156,6 +156,7 @@ def test_the_solver_is_the_literal_one(height, width):
     image = cv2.GaussianBlur(noise(height, height, width), (0, 0), 0.8) // 4
     image[:, width // 2] += 90
     image[: height // 4] = 223 + image[: height // 4] // 4  # pale, and cut off in places
+    image[height // 2] = 0  # black, so that there can be no rain, in the middle of a streak
     bright, weight, inside = image.mean(axis=2) / 255, literal.chroma_weight(image), np.ones((height, width), bool)
     inside[: height // 4] = False
     assert np.allclose(chroma_weight(image.astype(np.float32)), weight, atol=1e-5)
