@@ -311,8 +311,9 @@ def rain_price(turned, inside, weight):
 def dense_rain(image, direction):
     """By how much rain is cheaper, from 1 to 2, as dark lines in its direction must be gaps between its streaks (ours).
 
-    A scene has about as many of its own at one slant as at the opposite one. With n times as many in the direction of rain it is
-    sqrt(n / 2): dense rain leaves many gaps. Of upright rain this says nothing: 1. image: (H, W, 3) uint8 BGR; direction: degrees.
+    A scene has about as many of its own at one slant as at the opposite one. With n times as many in the direction of rain it
+    is sqrt(n / 2): dense rain leaves many gaps. Of upright rain this says nothing: 1.
+    image: (H, W, 3) uint8 BGR; direction: degrees.
     """
     planes = line_planes(image)
     gaps, scene = (lines(*turn(planes, degrees))[1] + LEAST_DARK for degrees in (direction, -direction))
@@ -322,8 +323,9 @@ def dense_rain(image, direction):
 def later_price(rain, inside):
     """What the price of rain is multiplied with after the first round of `solve_layer`, (h, w) float32.
 
-    It doubles where there is none and falls to a fifth where there is, R' near the pixel: max(2 d / (d + R'), 0.2) with d = 1e-5 / (mean of R)^2 within
-    [0.004, 0.2], so that an image with little rain pays more (reweighting in the manner of Candes, Wakin and Boyd 2008).
+    It doubles where there is no rain and falls to a fifth where there is, R' near the pixel: max(2 d / (d + R'), 0.2) with
+    d = 1e-5 / (mean of R)^2 within [0.004, 0.2], so that an image with little rain pays more (reweighting in the manner of
+    Candes, Wakin and Boyd 2008).
     And rain falls everywhere: where R is larger in the 91x91 pixels around a pixel than around the median one, it costs as
     much more, from half to four times (ours). rain: R, (h, w) float32 in [0, 1]; inside: (h, w) uint8, where it counts.
     """

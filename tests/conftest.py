@@ -29,7 +29,7 @@ REFERENCE = Path(os.environ.get("R2A_REFERENCE", ROOT.parent / "shared"))
 PATIENCE = 1200  # seconds after which a process counts as hanging: far more than any takes on a slow, busy machine
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # processes in the background may be told to ignore the Ctrl-C of tests
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, processes may be told to ignore the tests' Ctrl-C
 
 settings.register_profile("every machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("every machine")
