@@ -135,10 +135,11 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
 DIRECTIONS = range(-56, 57, 8)  # degrees, of the first search
 PLACES = 8  # a side, around which lines are counted
 ACROSS, ALONG = 7, 9  # pixels: rain is thinner than the one and longer than the other
+MARGIN = 8  # pixels: what is farther away has no part in a line
 LEAST_DARK = 0.02  # grey levels added to what dark lines there are, as drawings have none
 SMALLEST_SCALED, LARGEST_SCALED = 75_000, 3_000_000  # pixels that a photograph may have at a scale that is tried
 PRICE = 0.12  # what rain costs against as large a change along it, in a photograph of usual colour, and thin rain
-STEP = 0.028  # of the solver
+STEP = 0.05  # of the solver
 
 
 def turning(height, width, degrees):
@@ -150,7 +151,13 @@ def turning(height, width, degrees):
     return matrix, canvas
 
 
-def turn(image, degrees, interpolation=cv2.INTER_LINEAR):
+def shown(height, width, matrix, canvas):
+    """Where the canvas shows the image itself that was turned by a matrix, (h, w) uint8 of 0 and 1."""
+    corners = np.array([(0, 0, 1), (width - 1, 0, 1), (width - 1, height - 1, 1), (0, height - 1, 1)]) @ matrix.T
+    return cv2.fillConvexPoly(np.zeros(canvas[::-1], np.uint8), np.rint(corners).astype(np.int32), 1)
+
+
+def turn(image, degrees):
     """An image (H, W, ...) turned so that rain of this direction is upright, mirrored where the canvas exceeds it.
 
     Returns it and where the canvas shows the image itself, (h, w) uint8 of 0 and 1.
@@ -159,9 +166,8 @@ def turn(image, degrees, interpolation=cv2.INTER_LINEAR):
     if degrees == 0:
         return image.copy(), np.ones((height, width), np.uint8)
     matrix, canvas = turning(height, width, degrees)
-    corners = np.array([(0, 0, 1), (width - 1, 0, 1), (width - 1, height - 1, 1), (0, height - 1, 1)]) @ matrix.T
-    inside = cv2.fillConvexPoly(np.zeros(canvas[::-1], np.uint8), np.rint(corners).astype(np.int32), 1)
-    return cv2.warpAffine(image, matrix, canvas, flags=interpolation, borderMode=cv2.BORDER_REFLECT_101), inside
+    turned = cv2.warpAffine(image, matrix, canvas, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    return turned, shown(height, width, matrix, canvas)
 
 
 def brightness_and_chroma(image):
@@ -185,37 +191,45 @@ def hats(planes):
     light, *chroma = cv2.split(planes)
     across, along = np.ones((1, ACROSS), np.uint8), np.ones((ALONG, 1), np.uint8)
     ranges = cv2.add(*(cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, across) for plane in chroma))
-    weight = np.exp(ranges * np.float32(-1 / (12 * 32)))  # 1/e where the chroma's range is 12 grey levels
+    weight = cv2.exp(ranges * np.float32(-1 / (12 * 32)))  # 1/e where the chroma's range is 12 grey levels
     for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
         hat = cv2.multiply(cv2.morphologyEx(light, kind, across), weight, dtype=cv2.CV_16S)
         yield cv2.erode(hat, along)
 
 
-def lines(planes, inside):
-    """How much there is of upright bright lines, and how much of dark ones: (W, B), mean grey levels.
+class Lines(dict):
+    """How much there is of lines in each direction around PLACES x PLACES places of an image, counted when first asked for:
 
-    planes: as from `line_planes`; inside: (h, w) uint8, where it counts.
+    {degrees: (PLACES^2, 2) float32}, bright lines and dark ones, mean grey levels. image: (H, W, 3) uint8 BGR.
     """
-    return [cv2.mean(hat, inside)[0] / 32 for hat in hats(planes)]
+
+    def __init__(self, image):
+        self.size = image.shape[:2]  # mirrored no farther than hats reach, as mirroring while turning takes twice as long
+        self.planes = cv2.copyMakeBorder(line_planes(image), *[MARGIN] * 4, cv2.BORDER_REFLECT_101)
+
+    def __missing__(self, degrees):
+        height, width = self.size
+        matrix, canvas = turning(height, width, degrees)
+        inside = shown(height, width, matrix, canvas)
+        turned = cv2.warpAffine(self.planes, matrix @ [(1, 0, -MARGIN), (0, 1, -MARGIN), (0, 0, 1)], canvas)
+        rows, columns = (np.indices((PLACES, PLACES)).reshape(2, -1) + 0.5) / PLACES * [[height], [width]] - 0.5
+        x, y = np.rint(matrix @ [columns, rows, np.ones_like(rows)]).astype(int)
+        side = max(round(math.sqrt(height * width) / PLACES), 1)
+
+        def around(plane):
+            return cv2.boxFilter(plane, cv2.CV_32F, (side, side), borderType=cv2.BORDER_CONSTANT)[y, x]
+
+        area = 32 * np.maximum(around(inside), 0.01)
+        self[degrees] = np.transpose([around(cv2.copyTo(hat, inside)) / area for hat in hats(turned)])
+        return self[degrees]
+
+    def amounts(self, degrees):
+        """How much there is of bright lines and of dark ones in all of the image: (W, B)."""
+        return self[degrees].mean(axis=0) + LEAST_DARK
 
 
-def local_lines(planes, degrees):
-    """`lines` of an image that is turned by so many degrees, around PLACES x PLACES places of it: (PLACES^2, 2) float32."""
-    height, width = planes.shape[:2]
-    turned, inside = turn(planes, degrees)
-    rows, columns = (np.indices((PLACES, PLACES)).reshape(2, -1) + 0.5) / PLACES * [[height], [width]] - 0.5
-    x, y = np.rint(turning(height, width, degrees)[0] @ [columns, rows, np.ones_like(rows)]).astype(int)
-    side = max(round(math.sqrt(height * width) / PLACES), 1)
-
-    def around(plane):
-        return cv2.boxFilter(plane, cv2.CV_32F, (side, side), borderType=cv2.BORDER_CONSTANT)[y, x]
-
-    area = 32 * np.maximum(around(inside), 0.01)
-    return np.transpose([around(cv2.copyTo(hat, inside)) / area for hat in hats(turned)])
-
-
-def direction_scores(counts, scene):
-    """How likely rain is in each direction: {degrees: score}. counts: {degrees: `local_lines` there}, for all DIRECTIONS.
+def direction_scores(lines, scene):
+    """How likely rain is in each direction that is counted: {degrees: score}. lines: `Lines`, with all DIRECTIONS.
 
     It is W^1.75 / B: with W^2 upright houses win over fine rain, with W the few dark lines decide. Rain falls everywhere, so
     that lines count against how many a place has in all directions. scene: whether to use what is known of a scene's own
@@ -223,26 +237,27 @@ def direction_scores(counts, scene):
     the opposite one, so 0.4 of the smaller number is taken off; and most are upright or level, so directions in between count
     up to 0.3 more (all ours).
     """
-    known = np.array(sorted(counts))
-    usual = np.mean([counts[degrees].sum(axis=1) for degrees in DIRECTIONS], axis=0)[:, None] + 0.05
-    even = np.array([(counts[degrees] / usual).mean(axis=0) for degrees in known]) * usual.mean()
+    known = np.array(sorted(lines))
+    usual = np.mean([lines[degrees].sum(axis=1) for degrees in DIRECTIONS], axis=0)[:, None] + 0.05
+    even = np.array([(lines[degrees] / usual).mean(axis=0) for degrees in known]) * usual.mean()
     opposite = np.transpose([np.interp(-known, known, line) for line in even.T])
     bright, dark = (even - 0.4 * scene * np.minimum(even, opposite)).T
     slanted = 1 + 0.3 * scene * np.sin(np.radians(2 * known)) ** 2
     return dict(zip(known.tolist(), slanted * bright**1.75 / (dark + LEAST_DARK)))
 
 
-def rain_direction(image):
+def rain_direction(image, lines=None):
     """The degrees, from -59 to 59, by which `turn` makes a photograph's rain upright; 0 for a picture without lines.
 
     Of all directions, the one with the largest of `direction_scores`. image: (H, W, 3) uint8 BGR. Rain that falls to the lower
-    left has a positive direction.
+    left has a positive direction. lines: the image's `Lines`, if there are some already.
     """
-    planes, counts = line_planes(image), {}
+    lines = Lines(image) if lines is None else lines
 
     def best(directions, number, scene):
-        counts.update({degrees: local_lines(planes, degrees) for degrees in set(directions) - set(counts)})
-        scores = direction_scores(counts, scene)
+        for degrees in directions:
+            lines[degrees]  # counts them, if they are not counted yet
+        scores = direction_scores(lines, scene)
         return sorted(directions, key=lambda degrees: (-scores[degrees], abs(degrees), degrees))[:number]
 
     tried = set(DIRECTIONS)
@@ -259,7 +274,7 @@ def thin_scale(image):
     """The factor, 1, 2, 4, ..., by which a photograph is to be shrunk so that its rain is a few pixels thin.
 
     Of those that leave 0.075 to 3 megapixels, it is the largest that leaves half as much rain as the best one, by W^2 / B
-    of `lines`. image: (H, W, 3) uint8 BGR.
+    of `Lines`. image: (H, W, 3) uint8 BGR.
     """
     pixels = image.shape[0] * image.shape[1]
     scales = [2**n for n in range(16) if SMALLEST_SCALED <= pixels / 4**n <= LARGEST_SCALED] or [1]
@@ -268,8 +283,9 @@ def thin_scale(image):
     amounts = {}
     for scale in scales:
         small = shrink(image, scale)
-        bright, dark = lines(*turn(line_planes(small), rain_direction(small)))
-        amounts[scale] = bright**2 / (dark + LEAST_DARK)
+        lines = Lines(small)
+        bright, dark = lines.amounts(rain_direction(small, lines))
+        amounts[scale] = bright**2 / dark
     return max(scale for scale in scales if amounts[scale] >= max(amounts.values()) / 2)
 
 
@@ -288,43 +304,50 @@ def chroma_weight(turned):
     return np.exp(change * np.float32(-1 / 8))
 
 
-def rain_price(turned, inside, weight):
+def rain_price(image, direction, lines, weight):
     """The price b of rain in a photograph, in the first round of `solve_layer`: a number (ours).
 
     Where noise of the chroma makes w small, what rain saves is small, and so is its price. A grey photograph has no chroma
     that would tell rain from the scene, and rain costs twice as much. Where bright lines are as strong in an image shrunk 4
-    times, rain is wide and soft, and costs half as much. Where bright lines are both faint and hardly more than dark ones, or
-    are fewer than dark ones at both sizes, it may not rain at all, and rain costs far more.
-    turned: (h, w, 3) float32 BGR, rain upright; inside: (h, w) uint8, where it shows the image; weight: w, (h, w) float32.
+    times, rain is wide and soft, and costs half as much. Where there are fewer of them than of dark ones at both sizes, it may
+    not rain at all, and rain costs far more; as where lines in its direction do not prevail: `doubt`.
+    image: (H, W, 3) uint8 BGR; direction: degrees; lines: the image's `Lines`; weight: the mean of w in the image.
     """
-    grey = (turned.max(axis=2) - turned.min(axis=2) < 1).all()
-    colour = 2 if grey else (cv2.mean(weight, inside)[0] / 0.83) ** 2
-    inside_small = (shrink(inside * np.uint8(255), 4) == 255).astype(np.uint8)
-    bright, dark = np.add(lines(line_planes(turned), inside), LEAST_DARK)
-    bright_small, dark_small = np.add(lines(line_planes(shrink(turned, 4)), inside_small), LEAST_DARK)
+    grey = (image.max(axis=2) == image.min(axis=2)).all()
+    colour = 2 if grey else (weight / 0.83) ** 2
+    bright, dark = lines.amounts(direction)
+    bright_small, dark_small = Lines(shrink(image, 4)).amounts(direction)
     softness = np.clip((0.8 * bright / bright_small) ** 4, 0.5, 1)
-    faint = max(1, min(0.35 / bright, 1.4 * dark / bright, 2)) ** 6
-    darker = max(1, min(dark / bright, dark_small / bright_small)) ** 6
-    return PRICE * colour * softness * faint * darker
+    darker = max(1, min(dark / bright, dark_small / bright_small)) ** 8
+    return PRICE * colour * softness * darker * doubt(lines, direction)
 
 
-def dense_rain(image, direction):
-    """By how much rain is cheaper, from 1 to 2, as dark lines in its direction must be gaps between its streaks (ours).
+def doubt(lines, direction):
+    """What rain costs for the lines around `PLACES` that a photograph has in its direction and in others (ours).
 
-    A scene has about as many of its own at one slant as at the opposite one. With n times as many in the direction of rain it
-    is sqrt(n / 2): dense rain leaves many gaps. Of upright rain this says nothing: 1.
-    image: (H, W, 3) uint8 BGR; direction: degrees.
+    Rain falls everywhere: its bright lines are more than the usual direction's in all but a quarter of the places, and more
+    than its dark lines in half of them; or, if it slants, lines are more than at the opposite slant in all but a quarter, as a
+    scene has about as many at both. What prevails less than 1.5 times may not be rain, and costs more, to the third power. So
+    does, up to three times, what is outnumbered in the median place by lines of another direction, such as a mesh's.
+    But dark lines that are n times those at the opposite slant are gaps in dense rain, which costs as sqrt(2 / n), from 1 to
+    0.5. lines: `Lines`; direction: degrees. Returns a number.
     """
-    planes = line_planes(image)
-    gaps, scene = (lines(*turn(planes, degrees))[1] + LEAST_DARK for degrees in (direction, -direction))
-    return min(max(math.sqrt(gaps / scene / 2), 1), 2)
+    here, opposite = lines[direction] + LEAST_DARK, lines[-direction] + LEAST_DARK
+    usual = np.mean([lines[degrees] for degrees in DIRECTIONS], axis=0) + LEAST_DARK
+    prevails = np.percentile(here[:, 0] / usual[:, 0], 25) * np.median(here[:, 0] / here[:, 1])
+    prevails *= max(np.percentile(here.sum(axis=1) / opposite.sum(axis=1), 25), 1) ** 4
+    ordinary = usual.sum(axis=1)
+    others = [degrees for degrees in DIRECTIONS if abs(degrees) < 50 and abs(degrees - direction) > 10]
+    rival = max(np.median(lines[degrees][:, 0] / ordinary) for degrees in others) / np.median(here[:, 0] / ordinary)
+    gaps = np.clip(math.sqrt(here[:, 1].mean() / opposite[:, 1].mean() / 2), 1, 2)
+    return float(max(1, 1.5 / prevails) ** 3 * np.clip((1.07 * rival) ** 4, 1, 3) / gaps)
 
 
 def later_price(rain, inside):
     """What the price of rain is multiplied with after the first round of `solve_layer`, (h, w) float32.
 
     It doubles where there is no rain and falls to a fifth where there is, R' near the pixel: max(2 d / (d + R'), 0.2) with
-    d = 1e-5 / (mean of R)^2 within [0.004, 0.2], so that an image with little rain pays more (reweighting in the manner of
+    d = 1e-5 / (mean of R)^2 within [0.004, 0.1], so that an image with little rain pays more (reweighting in the manner of
     Candes, Wakin and Boyd 2008).
     And rain falls everywhere: where R is larger in the 91x91 pixels around a pixel than around the median one, it costs as
     much more, from half to four times (ours). rain: R, (h, w) float32 in [0, 1]; inside: (h, w) uint8, where it counts.
@@ -333,7 +356,7 @@ def later_price(rain, inside):
     def around(plane):
         return cv2.blur(plane, (91, 91), borderType=cv2.BORDER_CONSTANT)
 
-    level = np.clip(1e-5 / max(cv2.mean(rain, inside)[0], 1e-6) ** 2, 0.004, 0.2)
+    level = np.clip(1e-5 / max(cv2.mean(rain, inside)[0], 1e-6) ** 2, 0.004, 0.1)
     reweighted = np.maximum(2 * level / (level + cv2.blur(rain, (3, 21))), 0.2)
     shown = inside.astype(np.float32)
     density = around(rain * shown) / np.maximum(around(shown), 1e-3) + 1e-4
@@ -357,22 +380,24 @@ def inverse_spectrum(height, width):
 
 def differences(plane, axis):
     """Of each pixel from its next one along an axis, the first being next to the last."""
-    result = np.empty_like(plane)
-    source, target = (plane, result) if axis == 0 else (plane.T, result.T)
-    np.subtract(source[1:], source[:-1], out=target[:-1])
-    np.subtract(source[0], source[-1], out=target[-1])
+    result, step = np.empty_like(plane), plane.shape[1] if axis == 0 else 1
+    flat = plane.ravel()
+    np.subtract(flat[step:], flat[:-step], out=result.ravel()[:-step])
+    lines, ends = (plane, result) if axis == 0 else (plane.T, result.T)
+    np.subtract(lines[0], lines[-1], out=ends[-1])
     return result
 
 
 def differences_transposed(plane, axis):
-    result = np.empty_like(plane)
-    source, target = (plane, result) if axis == 0 else (plane.T, result.T)
-    np.subtract(source[:-1], source[1:], out=target[1:])
-    np.subtract(source[-1], source[0], out=target[0])
+    result, step = np.empty_like(plane), plane.shape[1] if axis == 0 else 1
+    flat = plane.ravel()
+    np.subtract(flat[:-step], flat[step:], out=result.ravel()[step:])
+    lines, ends = (plane, result) if axis == 0 else (plane.T, result.T)
+    np.subtract(lines[-1], lines[0], out=ends[0])
     return result
 
 
-def solve_layer(bright, weight, price, inside, rounds=4, steps=35):
+def solve_layer(bright, weight, price, inside, rounds=4, steps=12):
     """The rain R, 0 <= R <= Y, of an image in which it is upright: a low point of
 
         sum |D_along R|  +  sum b R  +  sum w |D_across (R - Y)|.
@@ -387,16 +412,17 @@ def solve_layer(bright, weight, price, inside, rounds=4, steps=35):
     change, inverse = differences(bright, 1), inverse_spectrum(*bright.shape)
     most, least = STEP * weight, -STEP * weight
     for number in range(rounds):
-        cost = np.float32(STEP * price) * (later_price(rain, inside) if number else np.float32(1))
+        cost = np.float32(STEP * price) * (later_price(rain, inside) if number else np.ones_like(rain))
         for _ in range(steps):
             along = differences(rain, 0)
             along += along_dual
-            along_dual = np.minimum(np.maximum(along, -STEP), STEP)
+            along_dual = np.clip(along, -STEP, STEP)  # np.clip for numbers, cv2.min and max for arrays: the others take longer
             here = rain + price_dual
-            price_dual = np.minimum(here, cost)
+            price_dual = cv2.min(here, cost)
             across = differences(rain, 1)
-            across += across_dual - change
-            across_dual = np.minimum(np.maximum(across, least), most)
+            across -= change
+            across += across_dual
+            across_dual = cv2.min(cv2.max(across, least), most)
             right = cv2.scaleAdd(price_dual, -2, here)
             right += differences_transposed(cv2.scaleAdd(along_dual, -2, along), 0)
             across += change
@@ -404,7 +430,7 @@ def solve_layer(bright, weight, price, inside, rounds=4, steps=35):
             spectrum = cv2.dft(right)
             spectrum *= inverse
             rain = cv2.dft(spectrum, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE)
-            rain = np.minimum(np.maximum(rain, 0), bright)
+            rain = cv2.min(np.clip(rain, 0, 1), bright)
     return rain
 
 
@@ -419,15 +445,16 @@ def rain_layer(image, direction=None, scale=None, strength=1.0):
     if not strength > 0:
         raise ValueError(f"strength must be above 0, not {strength}")
     small = shrink(image, thin_scale(image) if scale is None else scale)
-    direction = rain_direction(small) if direction is None else direction
-    turned, inside = turn(small.astype(np.float32), direction, cv2.INTER_CUBIC)
+    lines = Lines(small)
+    direction = rain_direction(small, lines) if direction is None else direction
+    turned, inside = turn(small.astype(np.float32), direction)
     height, width = turned.shape[:2]
     below, beside = cv2.getOptimalDFTSize(height) - height, cv2.getOptimalDFTSize(width) - width
     weight, turned = (cv2.copyMakeBorder(plane, 0, below, 0, beside, cv2.BORDER_REPLICATE)
                       for plane in (chroma_weight(turned), turned))
     inside = cv2.copyMakeBorder(inside, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
     bright = np.clip(turned.mean(axis=2) / 255, 0, 1)
-    price = rain_price(turned, inside, weight) / strength / dense_rain(small, direction)
+    price = rain_price(small, direction, lines, cv2.mean(weight, inside)[0]) / strength
     layer = 255 * solve_layer(bright, weight, price, inside)[:height, :width]
     if direction:
         matrix, _ = turning(*small.shape[:2], direction)

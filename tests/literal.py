@@ -152,12 +152,12 @@ def mean_around(plane, inside):
 
 def price(R, inside, base):
     """b of the rounds after the first, where it is `base` in the first."""
-    d = np.clip(1e-5 / max(R[inside].mean(), 1e-6) ** 2, 0.004, 0.2)
+    d = np.clip(1e-5 / max(R[inside].mean(), 1e-6) ** 2, 0.004, 0.1)
     around = mean_around(R, inside) + 1e-4
     return base * np.maximum(2 * d / (d + cv2.blur(R, (3, 21))), 0.2) * np.clip(around / np.median(around[inside]), 0.5, 4)
 
 
-def solve_layer(Y, w, price, rounds=4, steps=35, t=0.028):
+def solve_layer(Y, w, price, rounds=4, steps=12, t=0.05):
     """The rain of an image in which it is upright; Y, w and what price(R, round) gives are (h, w) float64."""
 
     def along(R):

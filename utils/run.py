@@ -1,5 +1,6 @@
 """What the command lines share: flags that explain themselves, progress, failures, torchrun, the last line."""
 import argparse
+import ctypes
 import errno
 import os
 import signal
@@ -73,9 +74,21 @@ def add_inference_flags(parser):
                         help="pixels a side from which on a photograph is derained in tiles that overlap")
 
 
+def keep_memory():
+    """Make new arrays in memory that earlier ones have left: it saves a third of a rain layer's time.
+
+    Otherwise glibc hands it back to the system, which returns it page by page. Without glibc nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt", None)
+    if mallopt:
+        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD: how much is kept
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: for arrays up to this size
+
+
 def start(main, parser):
     """Parse, run `main(args)` and leave with its exit code; an error of files or folders becomes one line and exit code 1."""
     args = parser.parse_args()
+    keep_memory()
     again = "; what is written is whole, and the same command goes on from there" if hasattr(args, "overwrite") else ""
     # A system's plain kill ends like a Ctrl-C. It also reaches processes in the background, which may not see a Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
