@@ -157,7 +157,7 @@ def price(R, inside, base):
     return base * np.maximum(2 * d / (d + cv2.blur(R, (3, 21))), 0.2) * np.clip(around / np.median(around[inside]), 0.5, 4)
 
 
-def solve_layer(Y, w, price, rounds=4, steps=12, t=0.05):
+def solve_layer(Y, w, price, rounds=4, steps=12, t=0.05, c=1.6):
     """The rain of an image in which it is upright; Y, w and what price(R, round) gives are (h, w) float64."""
 
     def along(R):
@@ -182,7 +182,7 @@ def solve_layer(Y, w, price, rounds=4, steps=12, t=0.05):
         b = price(R, number)
         for _ in range(steps):
             n1, n2, n3 = along(R) + d1, R + d2, across(Y - R) + d3
-            v1, v2, v3 = soft(n1, t), np.maximum(n2 - t * b, 0), soft(n3, t * w)
+            v1, v2, v3 = soft(n1, c * t), np.maximum(n2 - t * b, 0), soft(n3, t * w)
             d1, d2, d3 = n1 - v1, n2 - v2, n3 - v3
             right = along_transposed(v1 - d1) + (v2 - d2) + across_transposed(across(Y) - v3 + d3)
             R = np.clip(np.fft.ifft2(np.fft.fft2(right) / spectrum).real, 0, Y)

@@ -145,7 +145,7 @@ def test_the_layer_of_the_data_set_is_as_good_as_when_it_was_chosen(reference):
     folder = reference / "data/Rain100L"
     for stem, tilt in {"1": -4, "4": 10, "8": 2, "17": 28, "22": -28, "40": -10}.items():
         assert abs(rain_direction(read_image(folder / f"input/{stem}.png")) - tilt) <= 4
-    for stem, least in {"8": 30.5, "28": 24.7, "36": 34.8, "40": 31.5}.items():
+    for stem, least in {"8": 29.9, "28": 25.2, "36": 35.8, "40": 32.0}.items():
         rainy, clean = (read_image(folder / f"{part}/{stem}.png") for part in ("input", "target"))
         assert psnr(without(rainy, rain_layer(rainy)), clean) > least, stem
 
