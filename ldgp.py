@@ -179,7 +179,7 @@ def brightness_and_chroma(image):
 
 
 def line_planes(image):
-    """Brightness and both parts of the chroma in 1/32 grey level, (H, W, 3) int16, in which `lines` are counted."""
+    """Brightness and both parts of the chroma in 1/32 grey level, (H, W, 3) int16, in which `Lines` are counted."""
     return np.rint(32 * np.dstack(brightness_and_chroma(image))).astype(np.int16)
 
 
@@ -359,8 +359,8 @@ def later_price(rain, inside):
 
     level = np.clip(1e-5 / max(cv2.mean(rain, inside)[0], 1e-6) ** 2, 0.004, 0.1)
     reweighted = np.maximum(2 * level / (level + cv2.blur(rain, (3, 21))), 0.2)
-    shown = inside.astype(np.float32)
-    density = around(rain * shown) / np.maximum(around(shown), 1e-3) + 1e-4
+    weight = inside.astype(np.float32)
+    density = around(rain * weight) / np.maximum(around(weight), 1e-3) + 1e-4
     return np.float32(reweighted * np.clip(density / np.median(density[inside > 0]), 0.5, 4))
 
 
@@ -479,8 +479,8 @@ def find_rain(image, recipe="paper", strength=1.0, patch_size=80, kernel_size=10
 
 def remark(rain):
     """What is to be said of a mask or layer in which next to nothing is rain, or next to everything; else None."""
-    share = np.mean(rain > 0)
-    return "no rain found" if share < 0.01 else "rain found nearly everywhere" if share > 0.9 else None
+    none, everywhere = np.mean(rain > 0) < 0.01, np.mean(rain > 1) > 0.9
+    return "no rain found" if none else "rain found nearly everywhere" if everywhere else None
 
 
 def add_strength_flag(parser):

@@ -38,7 +38,7 @@ def fresh_references(sampler, random):
 def derain_photograph(rainy, learn=False, backbone="Unet", device="cpu", recipe=None, report=None, strength=1.0, layer=None):
     """The fast recipe on an array: rain layer, exact mean of the guided samples, and learning from self-made rain if asked.
 
-    rainy: (H, W, 3) uint8 BGR. Without learning it takes about half a second for 480x320 pixels. recipe: a `sdrl.Recipe`, else
+    rainy: (H, W, 3) uint8 BGR. Without learning 480x320 pixels take about a third of a second. recipe: a `sdrl.Recipe`, else
     that of the backbone. report: called with each step's loss. strength: of `ldgp.rain_layer`, which is asked for no layer
     that is given. Returns (derained (H, W, 3) uint8 BGR, rain layer (H, W) uint8 in grey levels).
     Raises ValueError for another array.

@@ -141,6 +141,33 @@ def chroma_weight(turned):
     return np.exp(-change / 8)
 
 
+def doubt(counts, direction):
+    """counts: {degrees: [(bright, dark) lines of each place]}, every 8 degrees from -56 to 56, and there and opposite."""
+    searched, places = range(-56, 57, 8), range(len(counts[direction]))
+
+    def level(degrees, place, kind):
+        return counts[degrees][place][kind] + 0.02
+
+    def usual(place, kind):
+        return sum(level(degrees, place, kind) for degrees in searched) / 15
+
+    def both(degrees, place):
+        return level(degrees, place, 0) + level(degrees, place, 1)
+
+    def prevailing(degrees):
+        return np.median([counts[degrees][p][0] / (usual(p, 0) + usual(p, 1)) for p in places])
+
+    here = np.median([level(direction, p, 0) / (usual(p, 0) + usual(p, 1)) for p in places])
+    against_usual = np.percentile([level(direction, p, 0) / usual(p, 0) for p in places], 25)
+    against_dark = np.median([level(direction, p, 0) / level(direction, p, 1) for p in places])
+    against_opposite = np.percentile([both(direction, p) / both(-direction, p) for p in places], 25)
+    evidence = against_usual * against_dark * max(against_opposite, 1) ** 4
+    rival = max(prevailing(degrees) for degrees in searched if abs(degrees) <= 48 and abs(degrees - direction) > 10) / here
+    dark, opposite = (np.mean([level(degrees, p, 1) for p in places]) for degrees in (direction, -direction))
+    factor = 1 if evidence > 1.5 else (1.5 / evidence) ** 3
+    return factor * min(max((1.07 * rival) ** 4, 1), 3) / min(max((dark / opposite / 2) ** 0.5, 1), 2)
+
+
 def mean_around(plane, inside):
     """The mean of what lies inside the image in the 91x91 pixels around each pixel of (h, w)."""
     result = np.zeros(plane.shape)

@@ -203,6 +203,15 @@ def test_what_may_be_no_rain_costs_more(name):
     assert doubt(Lines(rainy + np.minimum(255 - rainy, mesh[..., None])), 20) > 2 * doubt(Lines(rainy), 20)
 
 
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), direction=st.integers(-59, 59), more=st.floats(0.3, 9), dark=st.floats(0.2, 9))
+def test_doubt_is_the_literal_one(seed, direction, more, dark):
+    random = np.random.default_rng(seed)
+    counts = {degrees: random.random((64, 2)) for degrees in {*range(-56, 57, 8), direction, -direction}}
+    counts[direction] = counts[direction] * (more, more * dark)
+    assert np.isclose(doubt(counts, direction), literal.doubt(counts, direction))
+
+
 def test_pictures_without_rain_have_none():
     for height, width in ((1, 1), (1, 300), (300, 1), (2, 3), (7, 5), (40, 33)):
         for grey in (0, 130, 255):
