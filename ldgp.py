@@ -215,7 +215,7 @@ class Lines(dict):
         turned = cv2.warpAffine(self.planes, matrix @ [(1, 0, -MARGIN), (0, 1, -MARGIN), (0, 0, 1)], canvas)
         rows, columns = (np.indices((PLACES, PLACES)).reshape(2, -1) + 0.5) / PLACES * [[height], [width]] - 0.5
         x, y = np.rint(matrix @ [columns, rows, np.ones_like(rows)]).astype(int)
-        side = max(round(math.sqrt(height * width) / PLACES), 32)  # in a small image the places overlap
+        side = max(round(math.sqrt(height * width) / PLACES), 12)  # in a small image the places overlap
 
         def around(plane):
             return cv2.boxFilter(plane, cv2.CV_32F, (side, side), borderType=cv2.BORDER_CONSTANT)[y, x]
