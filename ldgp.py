@@ -10,8 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils import run
+from utils import cli
 from utils.image import ImageError, check_image, list_images, png_bytes, read_image, shrink
+from utils.progress import each_image
 from utils.results import Results
 
 CELL = 8  # pixels; the cells, blocks and bins of Dalal and Triggs' descriptor as the paper uses it
@@ -477,14 +478,14 @@ def find_rain(image, recipe="paper", strength=1.0, patch_size=80, kernel_size=10
     return rain_mask(image, patch_size, kernel_size, not true_cells)
 
 
-def remark(rain):
+def notice(rain):
     """What is to be said of a mask or layer in which next to nothing is rain, or next to everything; else None."""
     none, everywhere = np.mean(rain > 0) < 0.01, np.mean(rain > 1) > 0.9
     return "no rain found" if none else "rain found nearly everywhere" if everywhere else None
 
 
 def add_strength_flag(parser):
-    parser.add_argument("--strength", type=run.number(float, 0.1, 100), default=1.0,
+    parser.add_argument("--strength", type=cli.number(float, 0.1, 100), default=1.0,
                         help="fast: above 1, say 1.5, more is taken for rain: fewer streaks stay, and more texture goes")
 
 
@@ -502,25 +503,25 @@ def main(args):
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
         results.write(path, png_bytes(rain))
-        return remark(rain)
+        return notice(rain)
 
     images = list_images(source, "put the photographs there, or name their folder with --input_path")
-    return run.each_image(images, work, [results])
+    return each_image(images, work, [results])
 
 
 if __name__ == "__main__":
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--dataset", default="Rain100L", help="a folder under ./dataset/, with its photographs in input/")
     parser.add_argument("--input_path", help="photographs, instead of ./dataset/<dataset>/input/")
     parser.add_argument("--save_path", help="where the masks go (default: ldgp/ beside the photographs' folder)")
     parser.add_argument("--recipe", default="paper", choices=["paper", "fast"],
                         help="paper: a mask of likely rain; fast: a layer, how bright the rain is")
-    parser.add_argument("--patch_size", type=run.number(int, SMALLEST), default=80,
+    parser.add_argument("--patch_size", type=cli.number(int, SMALLEST), default=80,
                         help="paper: pixels a side of the patches whose gradients vote for the rain's direction")
-    parser.add_argument("--kernel_size", type=run.number(int, 1, 10_000), default=10,
+    parser.add_argument("--kernel_size", type=cli.number(int, 1, 10_000), default=10,
                         help="paper: shortest bright run, in pixels along the rain, that counts as a streak")
     parser.add_argument("--true_cells", action="store_true",
                         help="paper: credit gradients to the cell they were measured in; the published masks do not")
     add_strength_flag(parser)
-    run.add_overwrite_flag(parser)
-    run.start(main, parser)
+    cli.add_overwrite_flag(parser)
+    cli.start(main, parser)

@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 
 from ldgp import thin_scale
-from utils import run
+from utils import cli
 from utils.image import (PNG_FAST, ImageError, check_image, check_size, companion, list_images, png_bytes, read_image,
                          read_mask, shrink)
+from utils.progress import each_image
 from utils.results import Results, check_made_for
 
 CHUNK = 1 << 20  # weights held at once, about: photographs are worked on in strips
@@ -333,12 +334,12 @@ def write_references(references, folder):
 
 def add_nss_flags(parser):
     """The flags of NSS, here and in sdrl_online.py."""
-    parser.add_argument("--sdr_num", type=run.number(int, 1, 100_000), default=50, help="references an image")
-    parser.add_argument("--K", type=run.number(int, 1, 255), default=7, help="paper: pixels a side of the window of candidates")
-    parser.add_argument("--k", type=run.number(int, 1, 255, odd=True), default=3,
+    parser.add_argument("--sdr_num", type=cli.number(int, 1, 100_000), default=50, help="references an image")
+    parser.add_argument("--K", type=cli.number(int, 1, 255), default=7, help="paper: pixels a side of the window of candidates")
+    parser.add_argument("--k", type=cli.number(int, 1, 255, odd=True), default=3,
                         help="paper: pixels a side of the window compared")
-    parser.add_argument("--pow", type=run.number(float, 0, 4), default=0.5, help="paper: exponent of the distance, its eta")
-    parser.add_argument("--threshold", type=run.number(int, 0, 255), default=10,
+    parser.add_argument("--pow", type=cli.number(float, 0, 4), default=0.5, help="paper: exponent of the distance, its eta")
+    parser.add_argument("--threshold", type=cli.number(int, 0, 255), default=10,
                         help="paper: pixels with a mask above it are filled")
 
 
@@ -381,11 +382,11 @@ def main(args):
         mean = write_references(sampler.references(args.sdr_num, args.seed, args.independent), references.path(path))
         fused.write(path, png_bytes(sampler.fused() if fast else mean))  # last: the mark that all is done
 
-    return run.each_image(images, work, [references, fused])
+    return each_image(images, work, [references, fused])
 
 
 if __name__ == "__main__":
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--input_path", help="photographs (default: ./dataset/Rain100L/input/)")
     parser.add_argument("--ldgp_path", help="their masks or layers, by ldgp.py (default: ldgp/ beside --input_path)")
     parser.add_argument("--recipe", default="paper", choices=["paper", "fast"],
@@ -393,8 +394,8 @@ if __name__ == "__main__":
     parser.add_argument("--save_path", help="where the references go, a folder an image (default: sdr/ beside --input_path)")
     parser.add_argument("--fuse_save_path", help="where their means go (default: sdr(fuse)/ beside --input_path)")
     add_nss_flags(parser)
-    parser.add_argument("--seed", type=run.number(int, 0, 2**32 - 1), default=0, help="of the random draws")
+    parser.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=0, help="of the random draws")
     parser.add_argument("--independent", action="store_true",
                         help="every pixel draws numbers of its own; published: the same numbers for all")
-    run.add_overwrite_flag(parser)
-    run.start(main, parser)
+    cli.add_overwrite_flag(parser)
+    cli.start(main, parser)

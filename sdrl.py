@@ -15,10 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ldgp import thin_scale
 from models import BACKBONES, build
-from utils import run
+from utils import cli
 from utils.image import (ImageError, check_image, check_size, list_images, photograph_bytes, read_image, read_photograph,
                          shrink, take_off, tensor_to_uint8, uint8_to_tensor)
 from utils.inference import infer, mixed_precision, model_device
+from utils.progress import each_image
 from utils.results import Results, check_made_for
 
 
@@ -251,10 +252,10 @@ def add_data_flags(parser):
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="network to train")
     parser.add_argument("--recipe", default="paper", choices=["paper", "fast"], help="paper: learn the references from the "
                         "photographs; fast: learn to take off self-made rain")
-    parser.add_argument("--seed", type=run.number(int, 0, 2**32 - 1), default=3,
+    parser.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=3,
                         help="of weights and draws; set anew for every image")
-    run.add_inference_flags(parser)
-    run.add_overwrite_flag(parser)
+    cli.add_inference_flags(parser)
+    cli.add_overwrite_flag(parser)
 
 
 def add_flags(parser):
@@ -265,14 +266,14 @@ def add_flags(parser):
         defaults = f"paper: {getattr(PAPER, name)}, fast: {getattr(FAST, name)}"
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"{meaning} ({defaults})", **options)
 
-    add("epoch", "times that every reference is used; of the paper's recipe alone", type=run.number(int, 1))
+    add("epoch", "times that every reference is used; of the paper's recipe alone", type=cli.number(int, 1))
     add("steps", "steps; 0 is for as many as the epochs ask for, fast: for the result without learning; fast with a "
-        "transformer: 150", type=run.number(int, 0))
-    add("lr", "learning rate of Adam; fast with a transformer: 0.0003", type=run.number(float, 0, 1e30))
+        "transformer: 150", type=cli.number(int, 0))
+    add("lr", "learning rate of Adam; fast with a transformer: 0.0003", type=cli.number(float, 0, 1e30))
     add("identity", "start at f(x) = x", action=argparse.BooleanOptionalAction)
-    add("average", "decay of the mean that is taken of recent weights; 0: none", type=run.number(float, 0, 0.9999))
-    add("crop_size", "train on random squares of that many pixels a side; 0: the whole photograph", type=run.number(int, 0))
-    add("batch_size", "squares in a step, where there are any", type=run.number(int, 1, 4096))
+    add("average", "decay of the mean that is taken of recent weights; 0: none", type=cli.number(float, 0, 0.9999))
+    add("crop_size", "train on random squares of that many pixels a side; 0: the whole photograph", type=cli.number(int, 0))
+    add("batch_size", "squares in a step, where there are any", type=cli.number(int, 1, 4096))
     return parser
 
 
@@ -286,7 +287,7 @@ def recipe_of(args):
 
 
 def main(args):
-    device, recipe, fast = run.device(args.device), recipe_of(args), args.recipe == "fast"
+    device, recipe, fast = cli.device(args.device), recipe_of(args), args.recipe == "fast"
     data = Path(args.rainy_data_path)
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
     hint = how_to_make_references(data, references_path, args.recipe)
@@ -308,8 +309,8 @@ def main(args):
             derained = derain(model, photograph.image, references, recipe, progress.step)
         results.write(path, photograph_bytes(derained, photograph))
 
-    return run.each_image(images, work, [results])
+    return each_image(images, work, [results])
 
 
 if __name__ == "__main__":
-    run.start(main, add_flags(run.Parser(__doc__)))
+    cli.start(main, add_flags(cli.Parser(__doc__)))

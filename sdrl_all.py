@@ -21,10 +21,12 @@ from ldgp import thin_scale
 from sdrl import (FACTORS, FAINTEST, Recipe, add_data_flags, averaged, crop_window, fresh_model, how_to_make_references, learn,
                   light_between, overlays, read_reference)
 from test_all import derain_with
-from utils import checkpoint, run
+from utils import checkpoint, cli
+from utils.distributed import ranks, wait_for_ranks
 from utils.image import (ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, shrink,
                          write_bytes)
 from utils.inference import mixed_precision
+from utils.progress import Progress, each_image
 from utils.results import Results, check_made_for
 
 AVERAGE = 0.999  # fast: decay of the mean that is taken of recent weights
@@ -118,7 +120,7 @@ def gather_images(images, references_path, hint):
             pairs.append((path, references))
         except ImageError as error:
             failed += 1
-            if run.ranks()[0] == 0:
+            if ranks()[0] == 0:
                 print(f"sdrl_all.py: failed: {error}", file=sys.stderr)
     if not pairs:
         raise ImageError(f"{references_path}: no photograph is left to train on; {hint}")
@@ -159,7 +161,7 @@ def train(pairs, folder, recipe, device, args):
 
     Raises ImageError where the loss becomes NaN or infinite; the folder keeps what was saved last.
     """
-    (rank, world), fast, resume = run.ranks(), args.recipe == "fast", folder / "resume.pkl"
+    (rank, world), fast, resume = ranks(), args.recipe == "fast", folder / "resume.pkl"
     model = fresh_model(args.backbone, device, recipe)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     mean = averaged(model, recipe.average) if fast else None
@@ -175,7 +177,7 @@ def train(pairs, folder, recipe, device, args):
     loader = DataLoader(crops, max(args.batch_size // world, 1), sampler=order, num_workers=args.workers,
                         pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
     trained, criterion = DistributedDataParallel(model) if world > 1 else model, F.l1_loss if fast else F.mse_loss
-    precision, progress = mixed_precision(device, args.amp), run.Progress(f"sdrl_all.py: {folder / 'model.pkl'}", "epoch")
+    precision, progress = mixed_precision(device, args.amp), Progress(f"sdrl_all.py: {folder / 'model.pkl'}", "epoch")
     about = {"recipe": args.recipe, "backbone": args.backbone, "identity": recipe.identity}
     progress.reset(args.epoch, done=first)
     trained.train()
@@ -203,7 +205,7 @@ def train(pairs, folder, recipe, device, args):
 
 
 def main(args):
-    (rank, world), device = run.ranks(), run.device(args.device)
+    (rank, world), device = ranks(), cli.device(args.device)
     fast, data = args.recipe == "fast", Path(args.rainy_data_path)
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
     folder = Path(args.model_save_dir or f"./result_all/{Path(os.path.realpath(data)).name}")
@@ -228,37 +230,37 @@ def main(args):
         if not networks.claim(network):
             raise ImageError(f"{folder}: another process trains there; name another folder with --model_save_dir")
         results.prepare(images.values())  # of those that are left out too: an older network's result must not stay
-    run.wait_for_ranks()
+    wait_for_ranks()
 
     began = time.perf_counter()
     epochs = train(pairs, folder, recipe, device, args)
     if rank == 0:
         print(f"sdrl_all.py: {len(pairs)} images, {failed} failed, {epochs} epochs in {time.perf_counter() - began:.0f} s, "
               f"network in {network}")
-    run.wait_for_ranks()
+    wait_for_ranks()
     model, name = checkpoint.load_model(network, device)
 
     def work(path, progress):
         photograph = read_photograph(path)
         results.write(path, photograph_bytes(derain_with(model, photograph.image, name, recipe), photograph))
 
-    return run.each_image({path.stem: path for path, _ in pairs}, work, [results], failed)
+    return each_image({path.stem: path for path, _ in pairs}, work, [results], failed)
 
 
 if __name__ == "__main__":
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add_data_flags(parser)
     parser.add_argument("--model_save_dir", help="where model.pkl, resume.pkl and loss.csv go; the same command goes on from "
                                                  "there (default: ./result_all/<data set>/)")
-    parser.add_argument("--epoch", type=run.number(int, 1), default=2000, help="times that every photograph is used")
-    parser.add_argument("--lr", type=run.number(float, 0, 1e30), default=1e-3, help="learning rate of Adam")
-    parser.add_argument("--lr_steps", type=run.number(int, 0), default=0, help="halve the rate every so many epochs; 0: never")
-    parser.add_argument("--batch_size", type=run.number(int, 1, 10**6), default=64,
+    parser.add_argument("--epoch", type=cli.number(int, 1), default=2000, help="times that every photograph is used")
+    parser.add_argument("--lr", type=cli.number(float, 0, 1e30), default=1e-3, help="learning rate of Adam")
+    parser.add_argument("--lr_steps", type=cli.number(int, 0), default=0, help="halve the rate every so many epochs; 0: never")
+    parser.add_argument("--batch_size", type=cli.number(int, 1, 10**6), default=64,
                         help="crops a step, of all processes together")
-    parser.add_argument("--crop_size", type=run.number(int, 1, 16_384), default=64, help="pixels a side of the crops")
+    parser.add_argument("--crop_size", type=cli.number(int, 1, 16_384), default=64, help="pixels a side of the crops")
     parser.add_argument("--identity", action="store_true", default=None, help="start at f(x) = x, as --recipe=fast does")
-    parser.add_argument("--save_every", type=run.number(int, 1), default=50, help="epochs between checkpoints")
-    parser.add_argument("--workers", type=run.number(int, 0, 256), default=0, help="processes that prepare crops")
-    parser.add_argument("--cache_gb", type=run.number(float, 0, 1e6), default=2,
+    parser.add_argument("--save_every", type=cli.number(int, 1), default=50, help="epochs between checkpoints")
+    parser.add_argument("--workers", type=cli.number(int, 0, 256), default=0, help="processes that prepare crops")
+    parser.add_argument("--cache_gb", type=cli.number(float, 0, 1e6), default=2,
                         help="memory for images that are kept decoded, of each process and worker")
-    run.start(main, parser)
+    cli.start(main, parser)

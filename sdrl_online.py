@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ldgp import find_rain, rain_layer, remark, thin_scale
+from ldgp import find_rain, notice, rain_layer, thin_scale
 from sdr import ScaledSampler, add_nss_flags, nss_options, sampler_for
 from sdrl import add_flags, derain_by_own_rain, fresh_model, learn_references, recipe_for, recipe_of
-from utils import run
+from utils import cli
 from utils.image import ImageError, check_image, check_size, list_images, photograph_bytes, read_mask, read_photograph
+from utils.progress import each_image
 from utils.results import Results, check_made_for, read_run
 
 
@@ -53,7 +54,7 @@ def derain_photograph(rainy, learn=False, backbone="Unet", device="cpu", recipe=
 
 
 def main(args):
-    device, recipe, fast = run.device(args.device), recipe_of(args), args.recipe == "fast"
+    device, recipe, fast = cli.device(args.device), recipe_of(args), args.recipe == "fast"
     data = Path(args.rainy_data_path)
     source, masks_path = data / "input", Path(args.ldgp_path or data / "ldgp")
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
@@ -91,14 +92,14 @@ def main(args):
             references = fresh_references(sampler, torch.Generator(device).manual_seed(recipe.seed))
             derained = learn_references(model, rainy, islice(references, steps), recipe, progress.step)
         results.write(path, photograph_bytes(derained, photograph))
-        return remark(mask)
+        return notice(mask)
 
-    return run.each_image(images, work, [results])
+    return each_image(images, work, [results])
 
 
 if __name__ == "__main__":
-    parser = add_flags(run.Parser(__doc__))
+    parser = add_flags(cli.Parser(__doc__))
     parser.add_argument("--ldgp_path", help="rain masks, or layers with --recipe=fast; missing ones are made here "
                                             "(default: ldgp/ of the data set)")
     add_nss_flags(parser)
-    run.start(main, parser)
+    cli.start(main, parser)

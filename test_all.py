@@ -9,10 +9,11 @@ from pathlib import Path
 from ldgp import rain_layer, thin_scale
 from sdr import ScaledSampler
 from sdrl import PAPER, take_off_learnt
-from utils import run
+from utils import cli
 from utils.checkpoint import load_model
 from utils.image import list_images, photograph_bytes, read_photograph, tensor_to_uint8
 from utils.inference import infer
+from utils.progress import each_image
 from utils.results import Results
 
 
@@ -30,7 +31,7 @@ def derain_with(model, rainy, name="paper", recipe=PAPER):
 
 
 def main(args):
-    device, data = run.device(args.device), Path(args.data_path)
+    device, data = cli.device(args.device), Path(args.data_path)
     trained = Path("./result_all") / Path(os.path.realpath(data)).name
     model_path = Path(args.model_path or trained / "model.pkl")
     images = list_images(data / "input", "put the photographs there, or name their data set with --data_path")
@@ -45,14 +46,14 @@ def main(args):
         photograph = read_photograph(path)
         results.write(path, photograph_bytes(derain_with(model, photograph.image, name, recipe), photograph))
 
-    return run.each_image(images, work, [results])
+    return each_image(images, work, [results])
 
 
 if __name__ == "__main__":
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--data_path", default="./dataset/Rain100L/", help="a data set; its photographs are in input/")
     parser.add_argument("--model_path", help="a checkpoint of sdrl_all.py (default: ./result_all/<data set>/model.pkl)")
     parser.add_argument("--result_path", help="where the derained photographs go (default: ./result_all/<data set>/image/)")
-    run.add_inference_flags(parser)
-    run.add_overwrite_flag(parser)
-    run.start(main, parser)
+    cli.add_inference_flags(parser)
+    cli.add_overwrite_flag(parser)
+    cli.start(main, parser)

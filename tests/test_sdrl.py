@@ -19,7 +19,7 @@ import sdrl_all
 import sdrl_online
 from models import BACKBONES, build
 from sdrl import FAST, FAST_TRANSFORMER, PAPER
-from utils import checkpoint, inference, run
+from utils import checkpoint, cli, inference
 from utils.image import ImageError, read_image, tensor_to_uint8, uint8_to_tensor
 from utils.metrics import psnr
 
@@ -73,7 +73,7 @@ def test_the_paper_recipe_is_the_plain_loop():
     ("--recipe fast --lr 0.5 --seed 4", FAST._replace(lr=0.5, seed=4)), ("--steps 9", PAPER._replace(steps=9, epoch=0)),
     ("--recipe fast --backbone DRSFormer --steps 7", FAST_TRANSFORMER._replace(steps=7)), ("--backbone Restormer", PAPER)])
 def test_a_given_flag_wins_over_the_recipe(given, expected):
-    assert sdrl.recipe_of(sdrl.add_flags(run.Parser("")).parse_args(given.split())) == expected
+    assert sdrl.recipe_of(sdrl.add_flags(cli.Parser("")).parse_args(given.split())) == expected
     assert PAPER[:7] == (100, 0, 1e-3, False, 0, 0, 1) and PAPER.seed == 3
 
 

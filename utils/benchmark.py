@@ -21,7 +21,7 @@ from ldgp import rain_direction, rain_layer, rain_mask
 from sdr import GuidedSampler, Sampler
 from sdrl import FAST, PAPER, derain, fresh_model
 from sdrl_online import derain_photograph
-from utils import run
+from utils import cli
 from utils.image import list_images, read_image
 from utils.tables import markdown
 
@@ -122,11 +122,11 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("stage", choices=list(WORK), help="what to measure")
     parser.add_argument("--data_path", default="./dataset/Rain100L", help="a data set with photographs in input/")
-    parser.add_argument("--limit", type=run.number(int, 0), default=0, help="how many photographs; 0: all")
-    parser.add_argument("--repeats", type=run.number(int, 1), default=3, help="how often each is measured")
-    parser.add_argument("--megapixels", nargs="*", type=run.number(float, 0.01), default=MEGAPIXELS,
+    parser.add_argument("--limit", type=cli.number(int, 0), default=0, help="how many photographs; 0: all")
+    parser.add_argument("--repeats", type=cli.number(int, 1), default=3, help="how often each is measured")
+    parser.add_argument("--megapixels", nargs="*", type=cli.number(float, 0.01), default=MEGAPIXELS,
                         help="of ldgp and sdr: sizes for the growth, at least two, or none")
-    run.start(main, parser)
+    cli.start(main, parser)

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from utils import run
+from utils import cli
 from utils.figures import draw
 from utils.image import list_images, png_bytes, write_bytes
 
@@ -38,6 +38,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--device", default="auto", help="of sdrl.py: cpu, cuda, ...; auto: a GPU if there is one")
-    run.start(main, parser)
+    cli.start(main, parser)

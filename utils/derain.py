@@ -9,16 +9,17 @@ here before is not taken for a photograph.
 import os
 from pathlib import Path
 
-from ldgp import add_strength_flag, remark
+from ldgp import add_strength_flag, notice
 from sdrl import recipe_for
 from sdrl_online import derain_photograph
-from utils import run
+from utils import cli
 from utils.image import ImageError, image_files, photograph_bytes, png_bytes, read_photograph, write_bytes
+from utils.progress import each_image, warn_unreadable
 from utils.results import fcntl, make_folder, up_to_date
 
 
 class Results:
-    """Where the results of photographs go and which are done, by the age of the files: what `run.each_image` asks for."""
+    """Where the results of photographs go and which are done, by the age of the files: what `each_image` asks for."""
 
     def __init__(self, folder, show_rain, png, overwrite):
         self.folder, self.show_rain, self.png, self.overwrite = folder, show_rain, png, overwrite
@@ -53,7 +54,7 @@ class Results:
 
 def photographs_in(place):
     """The photographs of a folder; files of kinds that are not read are said in a line."""
-    run.tell_unread(place)
+    warn_unreadable(place)
     return image_files(place, "name another one")
 
 
@@ -79,7 +80,7 @@ def find_photographs(places, results):
 
 
 def main(args):
-    device, recipe = run.device(args.device), recipe_for("fast", args.backbone)
+    device, recipe = cli.device(args.device), recipe_for("fast", args.backbone)
     results = Results(args.save_path, args.show_rain, args.format == "png", args.overwrite)
 
     def work(path, progress):
@@ -92,15 +93,15 @@ def main(args):
             write_bytes(results.rain(path), png_bytes(layer))
         kind = "PNG" if args.format == "png" else photograph.format
         write_bytes(results.derained(path), photograph_bytes(derained, photograph, kind))
-        return remark(layer)
+        return notice(layer)
 
-    return run.each_image(find_photographs(args.photographs, results), work, [results], unread=False)
+    return each_image(find_photographs(args.photographs, results), work, [results], unread=False)
 
 
 if __name__ == "__main__":
     from models import BACKBONES
 
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("photographs", nargs="+", metavar="PHOTO_OR_FOLDER", help="what to derain")
     parser.add_argument("--save_path", help="a folder for the results (default: beside each photograph)")
     parser.add_argument("--format", default="same", choices=["same", "png"],
@@ -113,4 +114,4 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto", help="of --learn: cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     add_strength_flag(parser)
     parser.add_argument("--overwrite", action="store_true", help="do again what is done")
-    run.start(main, parser)
+    cli.start(main, parser)

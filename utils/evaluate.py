@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils import run
+from utils import cli
 from utils.image import ImageError, check_size, companion, list_images, one_line, read_image, write_bytes
 from utils.metrics import EXTRA, PROTOCOLS, extra_score, mean_scores, scores
 from utils.tables import LATEX_MARKS, MEASURED, Method, columns, csv_text, image_table, latex, markdown, overview, published
@@ -160,7 +160,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="derained photographs, and at last the clean ones")
     parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
                         help="derained photographs; may be given several times, to compare (default: result/ of the data set)")
@@ -175,4 +175,4 @@ if __name__ == "__main__":
                                           "of the targets, or Rain100L)")
     parser.add_argument("--latex", action="store_true", help="print the means as rows of a LaTeX table")
     parser.add_argument("--save", metavar="FILE", help="write FILE.csv, all scores, and FILE.md, the tables in Markdown")
-    run.start(main, parser)
+    cli.start(main, parser)

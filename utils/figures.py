@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import ldgp
-from utils import run
+from utils import cli
 from utils.evaluate import named_folders, target_stem
 from utils.image import ImageError, check_size, companion, list_images, png_bytes, read_image, read_mask, write_bytes
 
@@ -201,7 +201,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--dataset_path", default="./dataset/Demo", help="a data set that all three stages have worked on")
     parser.add_argument("--save_path", default="./img", help="where the pictures go")
     parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two)")
@@ -209,9 +209,9 @@ if __name__ == "__main__":
                         help="what to draw; readme: masks and before_after")
     parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
                         help="results to show; may be given several times (default: result/ of the data set)")
-    parser.add_argument("--detail", nargs=3, type=run.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),
+    parser.add_argument("--detail", nargs=3, type=cli.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),
                         help="what a comparison enlarges, in pixels (default: where the rain matters most)")
-    parser.add_argument("--width", type=run.number(int, 100), default=WIDTH, help="of the picture, in pixels, at most")
+    parser.add_argument("--width", type=cli.number(int, 100), default=WIDTH, help="of the picture, in pixels, at most")
     parser.add_argument("--loss_path", action="append", metavar="FILE",
                         help="of a curve; may be given several times (default: ./result_all/<data set>/loss.csv)")
-    run.start(main, parser)
+    cli.start(main, parser)

@@ -11,7 +11,7 @@ import numpy as np
 import skimage.data
 from skimage.measure import block_reduce
 
-from utils import run
+from utils import cli
 from utils.image import check_image, png_bytes, write_bytes
 from utils.metrics import psnr
 
@@ -104,6 +104,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--save_path", default="./dataset/Demo", help="gets the folders input/ and target/")
-    run.start(main, parser)
+    cli.start(main, parser)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from models import BACKBONES
-from utils import run
+from utils import cli
 from utils.evaluate import target_stem
 from utils.image import ImageError, companion, list_images, natural_order
 from utils.metrics import EXTRA
@@ -92,7 +92,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = run.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--dataset", default="Rain100L", help="a folder under ./dataset/ with input/ and target/")
     parser.add_argument("--methods", nargs="*", default=["sdrl"], choices=METHODS, metavar="NAME",
                         help=f"learning stages, of {', '.join(METHODS)}; none: masks and references alone")
@@ -100,10 +100,10 @@ if __name__ == "__main__":
                         help=f"networks to train, of {', '.join(BACKBONES)}")
     parser.add_argument("--recipe", nargs="+", default=["paper"], choices=["paper", "fast"], metavar="NAME",
                         help="paper, fast or both")
-    parser.add_argument("--limit", type=run.number(int, 1), metavar="N",
+    parser.add_argument("--limit", type=cli.number(int, 1), metavar="N",
                         help="only the first N photographs, in the order of their names")
     parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",
                         help=f"scores by the package pyiqa, of {', '.join(EXTRA)}")
     parser.add_argument("flags", nargs="*", metavar="-- FLAG",
                         help="behind --: flags for the learning stages, as --steps=100")
-    run.start(main, parser)
+    cli.start(main, parser)
