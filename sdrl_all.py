@@ -7,97 +7,26 @@ import math
 import os
 import sys
 import time
-from functools import cached_property, lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
-from ldgp import thin_scale
-from sdrl import (FACTORS, FAINTEST, Recipe, add_data_flags, averaged, crop_window, fresh_model, how_to_make_references, learn,
-                  light_between, overlays, read_reference)
+from sdrl import add_data_flags, how_to_make_references
 from test_all import derain_with
 from utils import checkpoint, cli
 from utils.distributed import ranks, wait_for_ranks
-from utils.image import (ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, shrink,
-                         write_bytes)
+from utils.fast.own_rain import OwnRain
+from utils.image import ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, write_bytes
 from utils.inference import mixed_precision
 from utils.progress import Progress, each_image
 from utils.results import Results, check_made_for
+from utils.training import Crops, Recipe, averaged, fresh_model, learn_step
 
 AVERAGE = 0.999  # fast: decay of the mean that is taken of recent weights
-
-
-class Crops(Dataset):
-    """Random crops of rainy images and of one of their references each: items (2, crop, crop, 3) uint8 BGR.
-
-    images: a list of (path of the rainy image, [paths of its references]). An item is named by (epoch, index) and depends on
-    nothing but these and the seed: so an interrupted training can go on, with any number of workers or processes.
-    """
-
-    def __init__(self, images, crop_size, seed, cache_gb):
-        self.images, self.crop_size, self.seed = images, crop_size, seed
-        self.kept = int(cache_gb * 1e9 / read_image(images[0][0]).nbytes)  # photographs
-
-    @cached_property
-    def read(self):
-        """`read_image` with a memory, which each process that prepares crops begins for itself."""
-        return lru_cache(self.kept)(read_image)
-
-    def __len__(self):
-        return len(self.images)
-
-    def crop(self, images, random):
-        """The same random square of images of one size; mirrored beyond the border where they are smaller than it."""
-        window = crop_window(images[0].shape[:2], self.crop_size, random)[1:]
-        crops = np.stack([image[window] for image in images])
-        missing = [(0, self.crop_size - side) for side in crops.shape[1:3]]
-        return np.pad(crops, [(0, 0), *missing, (0, 0)], mode="symmetric")
-
-    def __getitem__(self, name):
-        epoch, index = name
-        random = np.random.default_rng((self.seed, epoch, index))
-        path, references = self.images[index]
-        rainy = self.read(path)
-        reference = read_reference(references[random.integers(len(references))], rainy, path, self.read)
-        crops = self.crop([rainy, reference], random)
-        return np.ascontiguousarray(crops[:, :, ::-1] if random.random() < 0.5 else crops)
-
-
-class OwnRain(Crops):
-    """Crops of photographs as they are known without rain, and the same with self-made rain: see `sdrl.derain_by_own_rain`.
-
-    Here the rain is that of any photograph of the data set. Photographs are shrunk to the scale at which their rain is thin.
-    """
-
-    @cached_property
-    def known(self):
-        return lru_cache(self.kept * 3 // 7)(self.scene_and_rain)  # which takes 7 bytes a pixel
-
-    def scene_and_rain(self, index):
-        """What is known of a photograph without rain, (H, W, 3) uint8, and of its rain, (H, W, 1) float32, in grey levels."""
-        path, references = self.images[index]
-        rainy = read_image(path)
-        scale, total = thin_scale(rainy), sum(read_reference(name, rainy, path).astype(np.float32) for name in references)
-        scene = shrink(np.rint(total / len(references)).astype(np.uint8), scale)
-        rain = light_between(shrink(rainy, scale), scene)
-        return scene, (rain * (rain > FAINTEST))[..., None]
-
-    def __getitem__(self, name):
-        epoch, index = name
-        random = np.random.default_rng((self.seed, epoch, index))
-        scene, = self.crop([self.known(index)[0]], random)
-        rain, total = self.known(int(random.integers(len(self))))[1], 0
-        for _ in range(overlays(rain.mean())):
-            square, = self.crop([rain], random)
-            total += (square[::-1] if random.random() < 0.5 else square) * random.uniform(*FACTORS)
-        rainy = np.minimum(scene + total, 255).astype(np.uint8)
-        crops = np.stack([rainy, scene])
-        return np.ascontiguousarray(crops[:, :, ::-1] if random.random() < 0.5 else crops)
 
 
 class Order(DistributedSampler):
@@ -108,9 +37,10 @@ class Order(DistributedSampler):
 
 
 def gather_images(images, references_path, hint):
-    """[(path, [paths of its references])] of all photographs that have both, of one size; the others are said in a line each.
+    """Pair all photographs with their references, of the same size; print a line for each one that cannot be.
 
-    images: {stem: path}. Returns it and how many had to be left out. Raises ImageError where none is left.
+    images: {stem: path}. Returns ([(path, [paths of its references])], how many were left out). Raises ImageError where none
+    is left.
     """
     pairs, failed = [], 0
     for stem, path in images.items():
@@ -189,7 +119,7 @@ def train(pairs, folder, recipe, device, args):
         for batch in loader:  # (N, 2, h, w, 3) uint8 BGR
             batch = batch.to(device, non_blocking=True)
             rainy, reference = (batch[:, n].flip(-1).permute(0, 3, 1, 2).float() / 255 for n in (0, 1))
-            total += learn(trained, rainy, reference, optimizer, criterion, precision, mean)
+            total += learn_step(trained, rainy, reference, optimizer, criterion, precision, mean)
         if world > 1:
             dist.all_reduce(total)
         losses.append(float(total) / len(loader) / world)

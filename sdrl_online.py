@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
-from ldgp import find_rain, notice, rain_layer, thin_scale
-from sdr import ScaledSampler, add_nss_flags, nss_options, sampler_for
-from sdrl import add_flags, derain_by_own_rain, fresh_model, learn_references, recipe_for, recipe_of
-from utils import cli
-from utils.image import ImageError, check_image, check_size, list_images, photograph_bytes, read_mask, read_photograph
+from ldgp import find_rain, how_to_make_masks, notice
+from sdr import add_nss_flags, nss_options, sampler_for
+from sdrl import add_flags, learn_references, recipe_of
+from utils import cli, fast
+from utils.fast import own_rain
+from utils.image import (ImageError, check_size, list_images, photograph_bytes, read_mask, read_photograph, read_scale)
 from utils.progress import each_image
 from utils.results import Results, check_made_for, read_run
+from utils.training import fresh_model
 
 
 def fresh_references(sampler, random):
@@ -22,11 +24,11 @@ def fresh_references(sampler, random):
 
     sampler: an `sdr.Sampler`. random: a torch.Generator, on whose device all is held and drawn.
     """
-    def there(array):
+    def to_device(array):
         return torch.from_numpy(array).to(random.device)
 
-    flat, shift = there(sampler.flat), there(sampler.shift)
-    chunks = [(there(pixels), there(cumulative)) for pixels, cumulative in sampler.chunks()]
+    flat, shift = to_device(sampler.flat), to_device(sampler.shift)
+    chunks = [(to_device(pixels), to_device(cumulative)) for pixels, cumulative in sampler.chunks()]
     while True:
         reference = flat.clone()
         for pixels, cumulative in chunks:
@@ -36,40 +38,22 @@ def fresh_references(sampler, random):
         yield reference.reshape(sampler.image.shape)
 
 
-def derain_photograph(rainy, learn=False, backbone="Unet", device="cpu", recipe=None, report=None, strength=1.0, layer=None):
-    """The fast recipe on an array: rain layer, exact mean of the guided samples, and learning from self-made rain if asked.
-
-    rainy: (H, W, 3) uint8 BGR. Without learning 480x320 pixels take about a third of a second. recipe: a `sdrl.Recipe`, else
-    that of the backbone. report: called with each step's loss. strength: of `ldgp.rain_layer`, which is asked for no layer
-    that is given. Returns (derained (H, W, 3) uint8 BGR, rain layer (H, W) uint8 in grey levels).
-    Raises ValueError for another array.
-    """
-    check_image(rainy)
-    scale, recipe = thin_scale(rainy), recipe or recipe_for("fast", backbone)
-    layer = rain_layer(rainy, scale=scale, strength=strength) if layer is None else layer
-    fused = ScaledSampler(rainy, layer, scale).fused()
-    if not learn:
-        return fused, layer
-    return derain_by_own_rain(fresh_model(backbone, device, recipe), rainy, fused, recipe, scale, report), layer
-
-
 def main(args):
-    device, recipe, fast = cli.device(args.device), recipe_of(args), args.recipe == "fast"
+    device, recipe, paper = cli.device(args.device), recipe_of(args), args.recipe == "paper"
     data = Path(args.rainy_data_path)
     source, masks_path = data / "input", Path(args.ldgp_path or data / "ldgp")
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
-    hint = f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}" --recipe={args.recipe}'
-    check_made_for(masks_path, source, args.recipe, hint)
+    check_made_for(masks_path, source, args.recipe, how_to_make_masks(source, masks_path, args.recipe))
     masks = list_images(masks_path, optional=True)
     run_of_masks = read_run(masks_path)  # missing ones are made as the others were
     how = run_of_masks["settings"] if run_of_masks.get("stage") == "ldgp.py" else {"recipe": args.recipe}
     settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}
-    settings.update({} if fast else {"sdr_num": args.sdr_num, **nss_options(args)})
+    settings.update({"sdr_num": args.sdr_num, **nss_options(args)} if paper else {})
     results = Results("sdrl_online.py", args.result_path or data / "result", settings, {"input": source, "ldgp": masks_path},
                       lambda path: [path, masks.get(path.stem, path)], overwrite=args.overwrite)
 
     def mask_of(path, rainy):
-        """A photograph's mask or layer, made now if there is none."""
+        """Return a photograph's mask or layer and its scale, made now if there is none."""
         if path.stem not in masks:
             try:
                 return find_rain(rainy, **how)
@@ -77,15 +61,16 @@ def main(args):
                 raise ImageError(f"{path}: {error}") from None
         mask = read_mask(masks[path.stem])
         check_size(mask, masks[path.stem], rainy, path)
-        return mask
+        return mask, read_scale(masks[path.stem])
 
     def work(path, progress):
         photograph = read_photograph(path)
         rainy, steps = photograph.image, recipe.steps or recipe.epoch * args.sdr_num  # as many as with stored references
-        mask = mask_of(path, rainy)
+        mask, scale = mask_of(path, rainy)
         progress.reset(steps)
-        if fast:
-            derained, _ = derain_photograph(rainy, steps > 0, args.backbone, device, recipe, progress.step, layer=mask)
+        if not paper:
+            learner = own_rain.learner(args.backbone, device, recipe, progress.step) if steps else None
+            derained, _ = fast.derain(rainy, learner, layer=mask, scale=scale)
         else:
             sampler = sampler_for(rainy, mask, masks.get(path.stem, path), args)
             model = fresh_model(args.backbone, device, recipe)

@@ -4,13 +4,13 @@
         --result_path="./result_all/Rain100L/image/"
 """
 import os
+from functools import partial
 from pathlib import Path
 
-from ldgp import rain_layer, thin_scale
-from sdr import ScaledSampler
-from sdrl import PAPER, take_off_learnt
-from utils import cli
+from sdrl import PAPER
+from utils import cli, fast
 from utils.checkpoint import load_model
+from utils.fast.own_rain import learnt_rain
 from utils.image import list_images, photograph_bytes, read_photograph, tensor_to_uint8
 from utils.inference import infer
 from utils.progress import each_image
@@ -18,16 +18,14 @@ from utils.results import Results
 
 
 def derain_with(model, rainy, name="paper", recipe=PAPER):
-    """Derain a photograph with a network that a whole data set trained; (H, W, 3) uint8 BGR, as the photograph is.
+    """Derain a photograph, (H, W, 3) uint8 BGR, with a network that a whole data set trained; returns the same.
 
-    name: of the recipe. In the paper's it is the network's output. In the fast one the network has learnt to take off
-    self-made rain, and guided samples of the photograph's own rain layer have their say too, as in `sdrl.take_off_learnt`.
+    name: of the recipe. In the paper's the result is the network's output. In the fast one the network has learnt to subtract
+    self-made rain, and guided samples of the photograph's own rain layer have their say too: see `utils.fast.own_rain`.
     """
     if name == "paper":
         return tensor_to_uint8(infer(model, rainy, recipe.tile_size, recipe.amp))
-    scale = thin_scale(rainy)
-    fused = ScaledSampler(rainy, rain_layer(rainy, scale=scale), scale).fused()
-    return take_off_learnt(model, rainy, fused, recipe, scale)
+    return fast.derain(rainy, partial(learnt_rain, model, recipe=recipe))[0]
 
 
 def main(args):

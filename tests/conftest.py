@@ -22,7 +22,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from utils.image import png_bytes
+from utils.image import png_bytes, read_image
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("R2A_REFERENCE", ROOT.parent / "shared"))
@@ -125,6 +125,36 @@ def complaint(done, *words):
 
 def noise(seed, height=48, width=64, levels=256):
     return np.random.default_rng(seed).integers(0, levels, (height, width, 3), dtype=np.uint8)
+
+
+def slanted_lines(tilt, height=240, width=320, gap=23):
+    """A grey image with bright lines that are `tilt` degrees off the vertical (positive: to the lower left)."""
+    image = 90 + noise(0, height, width, levels=8)
+    lines = np.zeros((height, width), np.uint8)
+    for left in range(-width, 2 * width, gap):
+        x = left - height * np.tan(np.radians(tilt))
+        cv2.line(lines, (left, 0), (round(x), height), 255, 3, cv2.LINE_AA)
+    lines = cv2.GaussianBlur(lines, (0, 0), 1)  # a drawn line's staircase has gradients of its own
+    return np.maximum(image, lines[..., None] // 2 + 90)
+
+
+def demo(name, part="input"):
+    return read_image(ROOT / f"dataset/Demo/{part}/{name}.png")
+
+
+def enlarge(image, scale):
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+
+
+def speckled(seed, height, width, clear=0.6):
+    """A mask that is 0 at about this share of the pixels and anything from 2 to 255 at the others."""
+    random = np.random.default_rng(seed)
+    return np.where(random.random((height, width)) < clear, 0, random.integers(2, 256, (height, width))).astype(np.uint8)
+
+
+def folder_of(path):
+    """The images of a folder, {name: (H, W, 3) uint8}."""
+    return {entry.name: read_image(entry) for entry in path.iterdir()}
 
 
 def photograph(height, width, seed):

@@ -1,6 +1,6 @@
 """LDGP's angle, NSS, guided samples and the rain layer, block by block and pixel by pixel: the slow oracle of the fast code.
 
-Nothing is taken from ldgp.py or sdr.py, so that a slip there cannot hide here.
+Nothing is taken from the code that it checks, so that a slip there cannot hide here.
 """
 import cv2
 import numpy as np
@@ -89,7 +89,7 @@ def closing(plane, reach):
     return plane
 
 
-def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=288, light=128, doubt=100):
+def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=288, brightness=128, uncertainty=100):
     """Yield (y, x, its S draws' probabilities, what they take off the channels, J there) for every pixel with rain."""
     colours, reach = image.astype(np.float64), window // 2
     derained = np.clip(colours - layer.astype(np.float64)[..., None], 0, 255)
@@ -103,7 +103,7 @@ def guided_laws(image, layer, window=11, rain=4, space=18, chroma=50, pattern=28
             q = y + 1 + dy, x + 1 + dx
             here, there = (L[v - 1 : v + 2, u - 1 : u + 2] for v, u in (p, q))
             exponent = -R[q] / rain - ((dy - reach) ** 2 + (dx - reach) ** 2) / space
-            exponent -= (np.mean((here - there) ** 2) / pattern + (L[p] - L[q]) ** 2 / light) / (1 + R[p] / doubt)
+            exponent -= (np.mean((here - there) ** 2) / pattern + (L[p] - L[q]) ** 2 / brightness) / (1 + R[p] / uncertainty)
             if colours[y, x].max() < 254:
                 exponent -= ((red_green[p] - red_green[q]) ** 2 + (green_blue[p] - green_blue[q]) ** 2) / chroma
             weights.append(np.exp(exponent))
@@ -141,7 +141,7 @@ def chroma_weight(turned):
     return np.exp(-change / 8)
 
 
-def doubt(counts, direction):
+def evidence_weight(counts, direction):
     """counts: {degrees: [(bright, dark) lines of each place]}, every 8 degrees from -56 to 56, and there and opposite."""
     searched, places = range(-56, 57, 8), range(len(counts[direction]))
 
@@ -168,24 +168,24 @@ def doubt(counts, direction):
     return factor * min(max((1.07 * rival) ** 4, 1), 3) / min(max((dark / opposite / 2) ** 0.5, 1), 2)
 
 
-def mean_around(plane, inside):
-    """The mean of what lies inside the image in the 91x91 pixels around each pixel of (h, w)."""
+def mean_around(plane, valid):
+    """The mean of what lies valid the image in the 91x91 pixels around each pixel of (h, w)."""
     result = np.zeros(plane.shape)
     for y, x in np.ndindex(plane.shape):
         window = slice(max(y - 45, 0), y + 46), slice(max(x - 45, 0), x + 46)
-        result[y, x] = plane[window][inside[window]].mean()
+        result[y, x] = plane[window][valid[window]].mean()
     return result
 
 
-def price(R, inside, base):
+def reweighted(R, valid, base):
     """b of the rounds after the first, where it is `base` in the first."""
-    d = np.clip(1e-5 / max(R[inside].mean(), 1e-6) ** 2, 0.004, 0.1)
-    around = mean_around(R, inside) + 1e-4
-    return base * np.maximum(2 * d / (d + cv2.blur(R, (3, 21))), 0.2) * np.clip(around / np.median(around[inside]), 0.5, 4)
+    d = np.clip(1e-5 / max(R[valid].mean(), 1e-6) ** 2, 0.004, 0.1)
+    around = mean_around(R, valid) + 1e-4
+    return base * np.maximum(2 * d / (d + cv2.blur(R, (3, 21))), 0.2) * np.clip(around / np.median(around[valid]), 0.5, 4)
 
 
-def solve_layer(Y, w, price, rounds=4, steps=12, t=0.05, c=1.6):
-    """The rain of an image in which it is upright; Y, w and what price(R, round) gives are (h, w) float64."""
+def solve_layer(Y, w, sparsity, rounds=4, steps=12, t=0.05, c=1.6):
+    """The rain of an image in which it is upright; Y, w and what sparsity(R, round) gives are (h, w) float64."""
 
     def along(R):
         return np.roll(R, -1, 0) - R
@@ -206,7 +206,7 @@ def solve_layer(Y, w, price, rounds=4, steps=12, t=0.05, c=1.6):
     spectrum = 1 + abs(fy[:, None] - 1) ** 2 + abs(fx - 1) ** 2
     R, d1, d2, d3 = (np.zeros(Y.shape) for _ in range(4))
     for number in range(rounds):
-        b = price(R, number)
+        b = sparsity(R, number)
         for _ in range(steps):
             n1, n2, n3 = along(R) + d1, R + d2, across(Y - R) + d3
             v1, v2, v3 = soft(n1, c * t), np.maximum(n2 - t * b, 0), soft(n3, t * w)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdrl import PAPER, derain, derain_by_own_rain
-from sdrl_online import derain_photograph
+from sdrl import PAPER, derain
+from utils import fast
 from utils.image import png_bytes
 
 from conftest import (ALL, DATA, LDGP, ONLINE, PLACES, SDR, SDRL, SHORT, TEST, complaint, complaints, each_stage,
@@ -256,8 +256,8 @@ MODEL, GOOD = torch.nn.Conv2d(3, 3, 1), np.zeros((40, 40, 3), np.uint8)
 
 
 @pytest.mark.parametrize("image", [GOOD / 255, GOOD[..., 0], [[1]], None, GOOD[..., [0, 1, 2, 2]], GOOD[:0]], ids=str)
-@pytest.mark.parametrize("call", [derain_photograph, lambda image: derain(MODEL, image, GOOD[None], PAPER),
-                                  lambda image: derain_by_own_rain(MODEL, image, GOOD)])
+@pytest.mark.parametrize("call", [fast.derain, fast.rain_layer, lambda image: derain(MODEL, image, GOOD[None], PAPER),
+                                  lambda image: fast.derain_by_learning(image, GOOD, None)])
 def test_arrays_that_are_no_photographs(call, image):
     """Float, grey, RGBA, lists: a ValueError that says what is expected."""
     with pytest.raises(ValueError, match=r"an image must be an array of uint8 \(height, width, 3\), blue, green, red, not "):

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from ldgp import rain_layer, rain_mask
+from ldgp import rain_mask
+from utils import fast
 from utils.figures import compare, grid, place_of_detail, resize
 from utils.image import ImageError, read_image
 
@@ -65,7 +66,7 @@ def last_row(picture, number):
 
 @pytest.mark.parametrize("figure, shown", [
     ("before_after", [noise(0), noise(3)]), ("masks", [noise(0), in_colour(noise(1)[..., 0]), noise(10), noise(2)]),
-    ("layer", [noise(0), in_colour(rain_mask(noise(0))), in_colour(rain_layer(noise(0))), noise(3)]),
+    ("layer", [noise(0), in_colour(rain_mask(noise(0))), in_colour(fast.rain_layer(noise(0))), noise(3)]),
     ("ldgp", [in_colour(noise(1)[..., 0])] * 2),
 ])
 def test_a_figure_shows_what_it_says(dataset, figure, shown):

@@ -4,7 +4,6 @@ import json
 from itertools import islice
 from unittest import mock
 
-import cv2
 import literal
 import numpy as np
 import pytest
@@ -13,19 +12,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sdr
-from sdr import GuidedSampler, Sampler, ScaledSampler, fuse, sample_references, write_references
+from sdr import Sampler, sample_references
 from sdrl_online import fresh_references
-from utils.image import png_bytes, read_image, read_mask
+from utils.fast.guided import GuidedSampler
+from utils.image import read_image, read_mask
+from utils.sampling import fuse
 
-from conftest import DATA, SDR, noise, stage, write_png
+from conftest import DATA, SDR, folder_of, noise, speckled, stage, write_png
+
+
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
-
-
-def speckled(seed, height, width, clear=0.6):
-    """A mask that is 0 at about this share of the pixels and anything from 2 to 255 at the others."""
-    random = np.random.default_rng(seed)
-    return np.where(random.random((height, width)) < clear, 0, random.integers(2, 256, (height, width))).astype(np.uint8)
 
 
 def rectangle(height, width, top, left, bottom, right, value=255):
@@ -45,7 +42,10 @@ def fresh(sampler, source, number, seed=0):
 def drawn_by(sampler, source, uniform):
     """The reference (H, W, 3) uint8 in which each pixel's own number is this one."""
     ours = mock.Mock(random=lambda number: np.full(number, uniform))
-    torchs = lambda number, dtype, device, generator: torch.full((number,), uniform, dtype=dtype, device=device)
+
+    def torchs(number, dtype, device, generator):
+        return torch.full((number,), uniform, dtype=dtype, device=device)
+
     with mock.patch.object(np.random, "default_rng", lambda seed: ours), mock.patch.object(torch, "rand", torchs):
         return fresh(sampler, source, 1)[0]
 
@@ -189,104 +189,6 @@ def test_references_follow_from_the_seed_alone_and_leave_the_callers_random_numb
     assert np.array_equal(np.random.get_state()[1], state) and torch.equal(torch.get_rng_state(), torch_state)
 
 
-def test_the_fused_reference_is_the_mean_in_float64_rounded_to_nearest_and_ties_to_even():
-    values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
-    brighter = np.minimum(values, 254) + np.uint8(1)
-    fused = fuse([values, brighter])  # every mean but the last ends in a half
-    assert fused.dtype == np.uint8 and fused[..., 0].ravel()[:6].tolist() == [0, 2, 2, 4, 4, 6]
-    assert np.array_equal(fuse(np.stack([values, values, brighter])), values)  # a third more is rounded down
-    references = np.stack([noise(seed, 30, 40) for seed in range(50)])
-    assert np.array_equal(fuse(iter(references)), np.rint(references.mean(axis=0, dtype=np.float64)))
-    assert np.array_equal(fuse(np.full((300, 2, 2, 3), 255, np.uint8)), np.full((2, 2, 3), 255))
-
-
-def shower(seed, height, width, kind=np.float32):
-    """A smooth photograph with rain of up to 60 levels on half of its pixels, and that layer of rain."""
-    random = np.random.default_rng(seed)
-    layer = np.where(random.random((height, width)) < 0.5, random.uniform(0, 60, (height, width)), 0).astype(kind)
-    scene = 60 + 80 * np.sin(np.arange(width) / 5 + seed)[:, None] ** 2 + random.uniform(0, 12, (height, width, 3))
-    return np.rint(scene + layer[..., None]).astype(np.uint8), layer
-
-
-def dark_and_bright(seed, height, width):
-    """A photograph of black, middling and white, where channels reach 0 and 255, and a layer that exceeds it in places."""
-    image = np.random.default_rng(seed).choice(np.array([0, 3, 120, 128, 250, 254, 255], np.uint8), (height, width, 3))
-    return image, speckled(seed, height, width)
-
-
-STRIPES = np.where(np.arange(24) % 8 == 3, 60, 0).astype(np.uint8) + np.zeros((12, 1), np.uint8)
-
-GUIDED = {
-    "cut off": (np.minimum(np.array([120, 160, 230]) + STRIPES[..., None], 255).astype(np.uint8), STRIPES),
-    "black": (np.zeros((8, 9, 3), np.uint8), speckled(0, 8, 9)),
-    "floats": shower(1, 12, 14),
-    "float64": shower(2, 9, 8, np.float64),
-    "whole levels": shower(3, 12, 14, np.uint8),
-    "dark and bright": dark_and_bright(4, 12, 14),
-    "rain of 255 everywhere": (noise(5, 6, 7), np.full((6, 7), 255, np.uint8)),
-    **{f"no rain, {kind.__name__}": (noise(8, 9, 11), np.zeros((9, 11), kind)) for kind in (np.uint8, np.float32)},
-    **{f"{height} x {width}": shower(6, height, width) for height, width in [(1, 1), (1, 4), (4, 1), (3, 5), (2, 20)]},
-}
-
-
-@pytest.mark.parametrize("name, widths", [*((name, {}) for name in GUIDED), *(("floats", {name: value}) for name, value in (
-    ("window", 5), ("rain", 9), ("space", 4), ("chroma", 200), ("pattern", 50), ("light", 1000), ("doubt", 10)))], ids=str)
-def test_the_guided_expectation_is_the_literal_one(name, widths, monkeypatch):
-    image, layer = GUIDED[name]
-    before, usual = (image.copy(), layer.copy()), GuidedSampler(image, layer).expectation()
-    for width, value in widths.items():
-        monkeypatch.setattr(sdr, width.upper(), value)
-    sampler = GuidedSampler(image, layer)
-    whole = sampler.expectation()
-    assert whole.shape == image.shape and np.abs(whole - literal.guided_expectation(image, layer, **widths)).max() < 2e-3
-    with mock.patch.object(sdr, "STRIP", 40), mock.patch.object(sdr, "CHUNK", 121 * 30):
-        assert np.abs(sampler.expectation() - whole).max() < 1e-3
-        parts = list(sampler.references(4))
-    assert all(np.array_equal(one, other) for one, other in zip(sampler.references(4), parts))
-    assert np.array_equal(image, before[0]) and np.array_equal(layer, before[1])
-    if not layer.any():
-        assert all(np.array_equal(one, image) for one in (whole, *parts, *fresh(sampler, "numpy", 1)))
-    if widths:
-        assert np.abs(usual - whole).max() > 0.1
-
-
-@pytest.mark.parametrize("independent", [True, False])
-@pytest.mark.parametrize("name", ["floats", "whole levels", "dark and bright", "cut off"])
-def test_guided_draws_follow_the_literal_law_and_change_brightness_only(name, independent):
-    image, layer = GUIDED[name]
-    sampler, number = GuidedSampler(image, layer), 2000
-    drawn = np.stack(list(sampler.references(number, seed=5, independent=independent)))
-    mean = literal.guided_expectation(image, layer, rounded=True)
-    variance = np.maximum(literal.guided_expectation(image, layer, rounded=True, power=2) - mean**2, 0)
-    assert drawn.dtype == np.uint8 and np.abs(drawn.var(axis=0) - variance).max() < 0.25 * variance.max() + 1e-3
-    error = drawn.mean(axis=0) - mean
-    assert np.abs(error / np.sqrt(variance / number + 1e-4)).max() < 6
-    assert np.abs(drawn.mean(axis=0) - sampler.expectation()).max() < 0.5 + 6 * np.sqrt(variance.max() / number)
-    change = image - drawn.astype(int)
-    assert (change >= 0).all() and (change[:, literal.closing(layer, 2) == 0] == 0).all() and change.max() > 10
-    if name == "floats":  # where no channel reaches 0 or 255, all three lose the same
-        assert (change == change[..., :1]).all() and drawn.min() > 0 and len(np.unique(drawn, axis=0)) > 100
-        exact = image - sampler.expectation().astype(float)
-        assert np.abs(exact - exact[..., :1]).max() < 1e-4 and (exact >= 0).all()
-    if name == "cut off":  # the channel that rain has cut off at 255 takes the colour of its neighbours
-        assert image.max() == 255 and (drawn[..., 2] == 230).all()
-
-
-def test_a_large_photograph_is_sampled_small_and_keeps_its_details():
-    """At scale 1 it is the guided sampler; at 2 the light is enlarged, the same off each channel, and fine checks stay."""
-    image, layer = noise(8, 24, 30) // 2 + 90, np.minimum(speckled(8, 24, 30), 40)  # no channel is cut off
-    assert np.array_equal(ScaledSampler(image, layer).expectation(), GuidedSampler(image, layer).expectation())
-    checks = np.where(np.indices((48, 60)).sum(axis=0) % 2, 20, -20)[..., None]  # of no mean in 2x2 pixels
-    large = (np.kron(image, np.ones((2, 2, 1), np.uint8)) + checks).astype(np.uint8)
-    sampler = ScaledSampler(large, np.kron(layer, np.ones((2, 2), np.uint8)), 2)
-    small = GuidedSampler(image, layer).expectation()
-    for one in (sampler.fused(), *sampler.references(2)):
-        taken = large.astype(int) - one
-        assert one.dtype == np.uint8 and (taken == taken[..., :1]).all() and taken.min() >= 0
-    expected = cv2.resize((image - small).max(axis=2), (60, 48), interpolation=cv2.INTER_CUBIC).clip(0)
-    assert expected.max() > 20 and np.abs(large - sampler.expectation() - expected[..., None]).max() < 1e-3
-
-
 IMAGE, MASK, LAYER = noise(0, 5, 6), speckled(0, 5, 6), np.zeros((5, 6))
 
 
@@ -317,35 +219,6 @@ def test_parameters_without_meaning_are_refused(call, mask, parameters, message)
 
 def test_a_mask_of_0_and_1_is_filled_where_the_threshold_is_0():
     check_against_literal(IMAGE, np.minimum(MASK, 1), threshold=0)
-
-
-def folder_of(path):
-    return {entry.name: read_image(entry) for entry in path.iterdir()}
-
-
-def test_references_replace_older_ones_and_a_failure_leaves_those(tmp_path, monkeypatch):
-    references, folder = [noise(seed, 8, 9) for seed in range(40)], tmp_path / "sdr/a"
-    write_references(references[:12], folder)
-    assert np.array_equal(write_references(references[:3], folder), fuse(references[:3]))
-
-    def full_disk(reference, options):
-        if reference is last:
-            raise OSError(28, "No space left on device")
-        return png_bytes(reference, options)
-
-    def out_of_memory():
-        yield references[9]
-        raise MemoryError
-
-    monkeypatch.setattr(sdr, "png_bytes", full_disk)
-    no_space = OSError, "No space"
-    for last, ones, (error, words) in ((references[3], references, no_space), (references[39], references, no_space),
-                                       (None, out_of_memory(), (MemoryError, None))):
-        with pytest.raises(error, match=words):
-            write_references(ones, folder)
-        kept = folder_of(folder)
-        assert len(kept) == 3 and all(np.array_equal(kept[f"{n}.png"], references[n]) for n in range(3))
-        assert [path.name for path in (tmp_path / "sdr").iterdir()] == ["a"]
 
 
 def test_the_script_writes_what_the_functions_give(tmp_path):

@@ -13,13 +13,18 @@ import torch
 from PIL import Image
 
 import sdrl
-from ldgp import rain_layer, rain_mask
+from ldgp import rain_mask
 from models import BACKBONES, build
-from sdr import Sampler, ScaledSampler, fuse, sample_references
-from sdrl import FAST, PAPER
+from sdr import Sampler, sample_references
+from sdrl import PAPER
 from sdrl_online import fresh_references
+from utils import fast
+from utils.fast import own_rain
+from utils.fast.own_rain import FAST
 from utils.image import read_image, read_mask, tensor_to_uint8
 from utils.inference import infer
+from utils.sampling import fuse
+from utils.training import fresh_model
 
 from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PLACES, ROOT, SDR, SDRL, SHORT, STAGES, TEST, data_set,
                       each_stage, files, from_shell, name_of, photograph, results, script, stage, write_png)
@@ -45,12 +50,12 @@ def test_the_chain_makes_the_tree_that_the_readme_shows_and_what_its_functions_r
             assert np.array_equal(read_image(place / f"sdr/{stem}/{n}.png"), references[n])
         assert np.array_equal(read_image(place / f"sdr(fuse)/{stem}.png"), fuse(references))
         recipe, result = PAPER._replace(steps=2, epoch=0), f"{DATA}/result/{stem}.png"
-        derained = sdrl.derain(sdrl.fresh_model("DnCNN", recipe=recipe), rainy, references, recipe)
+        derained = sdrl.derain(fresh_model("DnCNN", "cpu", recipe), rainy, references, recipe)
         image = Image.open(io.BytesIO(left[SDRL][result]))
         assert np.abs(np.array(image)[..., ::-1].astype(int) - derained).max() <= 1
         assert image.format == "PNG" and image.mode == "RGB" and image.size == rainy.shape[1::-1]
         fresh = fresh_references(Sampler(rainy, mask), torch.Generator().manual_seed(3))
-        online = sdrl.learn_references(sdrl.fresh_model("DnCNN", recipe=recipe), rainy, islice(fresh, 2), recipe)
+        online = sdrl.learn_references(fresh_model("DnCNN", "cpu", recipe), rainy, islice(fresh, 2), recipe)
         assert np.mean(np.array(Image.open(io.BytesIO(left[ONLINE][result])))[..., ::-1] != online) < 0.02
         assert len({left[command][result] for command in (SDRL, ONLINE, ALL)}) == 3
     head, *lines = (folder / "result_all/Rain100L/loss.csv").read_text().splitlines()
@@ -168,15 +173,15 @@ def test_the_fast_recipe_writes_what_its_functions_return(copy):
     assert "2 done before" in stage(LDGP, "--recipe=fast --kernel_size=7", copy).stdout  # a flag of the paper's recipe alone
     for stem in ("rue", "lac"):
         rainy, layer = read_image(place / f"input/{stem}.png"), read_mask(place / f"ldgp/{stem}.png")
-        assert layer.any() and np.array_equal(layer, rain_layer(rainy))
-        sampler = ScaledSampler(rainy, layer)
-        references = np.stack(list(sampler.references(3)))
+        assert layer.any() and np.array_equal(layer, fast.rain_layer(rainy))
+        references, fused = fast.guided_references(rainy, layer, sdr_num=3)
+        references = np.stack(list(references))
         for n, reference in enumerate(references):
             assert np.array_equal(read_image(place / f"sdr/{stem}/{n}.png"), reference)
         for folder in (place / "sdr(fuse)", copy / "plain"):
-            assert np.array_equal(read_image(folder / f"{stem}.png"), sampler.fused())
+            assert np.array_equal(read_image(folder / f"{stem}.png"), fused)
         recipe, mean = FAST._replace(steps=2), np.mean(references, axis=0, dtype=np.float32)
-        expected = sdrl.derain_by_own_rain(sdrl.fresh_model("Unet", recipe=recipe), rainy, mean, recipe)
+        expected = fast.derain_by_learning(rainy, mean, own_rain.learner(recipe=recipe))
         assert np.abs(read_image(place / f"result/{stem}.png").astype(int) - expected).max() <= 1
 
 
@@ -238,7 +243,7 @@ def test_flags_change_what_they_say(small, monkeypatch):
     for same in ("--steps=2", "--steps=2 --tile_size=256 --device=cpu --recipe=paper", "--steps=3 --crop_size=16"):
         assert result(f"{SDRL} --backbone=DnCNN --overwrite", same) in seen  # the first as --epoch=1 with two references
     data_set(small, bois=photograph(40, 56, 3))
-    monkeypatch.setattr(sdrl, "LEARNT", -1)  # a network counts, however little it has learnt
+    monkeypatch.setattr(own_rain, "LEARNT", -1)  # a network counts, however little it has learnt
     flags = ["", "--no-identity", "--batch_size=1", "--crop_size=8", "--average=0", "--lr=0.01", "--steps=4", "--seed=4"]
     assert len({result(ONLINE, f"--recipe=fast --steps=3 --lr=0.003 --average=0.5 {flag}") for flag in flags}) == len(flags)
 

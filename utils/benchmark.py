@@ -17,13 +17,16 @@ import cv2
 import numpy as np
 import torch
 
-from ldgp import rain_direction, rain_layer, rain_mask
-from sdr import GuidedSampler, Sampler
-from sdrl import FAST, PAPER, derain, fresh_model
-from sdrl_online import derain_photograph
-from utils import cli
+from ldgp import rain_mask
+from sdr import Sampler
+from sdrl import PAPER, derain
+from utils import cli, fast
+from utils.fast.direction import rain_direction
+from utils.fast.guided import GuidedSampler
+from utils.fast.own_rain import FAST, learner
 from utils.image import list_images, read_image
 from utils.tables import markdown
+from utils.training import fresh_model
 
 MEGAPIXELS = [0.15, 0.6, 2.4, 9.6]  # the first is about what Rain100L has
 THRESHOLD = 10  # of NSS: what is above it in a mask is filled
@@ -49,7 +52,7 @@ WORK = {
         FROM_FILE: lambda case: rain_mask(read_image(case.path)),
         "LDGP, from the image to the mask": lambda case: rain_mask(case.image),
         "direction of the rain": lambda case: rain_direction(case.image),
-        "rain layer, with its scale and direction": lambda case: rain_layer(case.image),
+        "rain layer, with its scale and direction": lambda case: fast.rain_layer(case.image),
     },
     "sdr": {
         NSS: lambda case: draw(Sampler(case.image, case.mask)),
@@ -57,9 +60,9 @@ WORK = {
         "guided samples, 50 references": lambda case: draw(GuidedSampler(case.image, case.layer)),
     },
     "sdrl": {
-        "paper, 10 steps of 5,000": lambda case: derain(fresh_model("Unet"), case.image, case.image[None],
-                                                        PAPER._replace(steps=10)),
-        "fast, 50 steps of 750": lambda case: derain_photograph(case.image, True, recipe=FAST._replace(steps=50)),
+        "paper, 10 steps of 5,000": lambda case: derain(fresh_model("Unet", "cpu", PAPER), case.image,
+                                                        case.image[None], PAPER._replace(steps=10)),
+        "fast, 50 steps of 750": lambda case: fast.derain(case.image, learner(recipe=FAST._replace(steps=50))),
     },
 }
 
@@ -113,7 +116,7 @@ def measure(cases, args):
 def main(args):
     paths = list(list_images(f"{args.data_path}/input", "name a data set with --data_path, such as ./dataset/Demo").values())
     paths = paths[: args.limit or None]
-    cases = [Case(path, image, rain_mask(image), rain_layer(image)) for path, image in zip(paths, map(read_image, paths))]
+    cases = [Case(path, image, rain_mask(image), fast.rain_layer(image)) for path, image in zip(paths, map(read_image, paths))]
     print(f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, Python {platform.python_version()}, "
           f"NumPy {np.__version__}, OpenCV {cv2.__version__}, torch {torch.__version__}\n"
           f"{len(cases)} photographs of {args.data_path}\n")

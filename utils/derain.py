@@ -10,9 +10,8 @@ import os
 from pathlib import Path
 
 from ldgp import add_strength_flag, notice
-from sdrl import recipe_for
-from sdrl_online import derain_photograph
-from utils import cli
+from utils import cli, fast
+from utils.fast.own_rain import learner, recipe_for
 from utils.image import ImageError, image_files, photograph_bytes, png_bytes, read_photograph, write_bytes
 from utils.progress import each_image, warn_unreadable
 from utils.results import fcntl, make_folder, up_to_date
@@ -80,15 +79,16 @@ def find_photographs(places, results):
 
 
 def main(args):
-    device, recipe = cli.device(args.device), recipe_for("fast", args.backbone)
+    device, recipe = cli.device(args.device), recipe_for(args.backbone)
     results = Results(args.save_path, args.show_rain, args.format == "png", args.overwrite)
 
     def work(path, progress):
         photograph = read_photograph(path)
+        network = None
         if args.learn:
             progress.reset(recipe.steps)
-        derained, layer = derain_photograph(photograph.image, args.learn, args.backbone, device, recipe, progress.step,
-                                            strength=args.strength)
+            network = learner(args.backbone, device, recipe, progress.step)
+        derained, layer = fast.derain(photograph.image, network, args.strength)
         if args.show_rain:
             write_bytes(results.rain(path), png_bytes(layer))
         kind = "PNG" if args.format == "png" else photograph.format

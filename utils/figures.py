@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import ldgp
-from utils import cli
+from ldgp import rain_mask
+from utils import cli, fast
 from utils.evaluate import named_folders, target_stem
 from utils.image import ImageError, check_size, companion, list_images, png_bytes, read_image, read_mask, write_bytes
 
@@ -33,7 +33,7 @@ FIGURES = {
     "layer": {"rainy photograph": "input", "rain mask (LDGP)": "mask", "rain layer": "layer", "derained": "result"},
     "ldgp": {"rainy": "input", "mask": "ldgp"},
 }
-FOUND = {"mask": ldgp.rain_mask, "layer": ldgp.rain_layer}
+FOUND = {"mask": rain_mask, "layer": fast.rain_layer}
 README = "see dataset/README.md"
 HINTS = {
     "ldgp": 'run: python ldgp.py --input_path="{0}/input"',

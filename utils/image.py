@@ -6,8 +6,10 @@ import contextlib
 import io
 import logging
 import re
+import struct
 import unicodedata
 import warnings
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,9 +174,22 @@ def check_size(other, other_path, image, image_path):
         raise ImageError(f"{other_path}: {sizes[0]}, but {image_path} is {sizes[1]}; make it again for this image")
 
 
-def png_bytes(image, options=()):
-    """An array (H, W), (H, W, 3) BGR or (H, W, 4) BGRA of uint8 as the bytes of a PNG file."""
-    return cv2.imencode(".png", image, list(options))[1].tobytes()
+def png_bytes(image, options=(), scale=1):
+    """Encode an array (H, W), (H, W, 3) BGR or (H, W, 4) BGRA of uint8 as a PNG file.
+
+    scale: that of a rain layer or reference by the fast recipe, which `read_scale` reads; 1 leaves no trace in the file.
+    """
+    data = cv2.imencode(".png", image, list(options))[1].tobytes()
+    if scale == 1:
+        return data
+    text = b"tEXt" + b"scale\0%d" % scale  # a chunk: its length, type and content, checksum; it follows the head of 33 bytes
+    return data[:33] + struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text)) + data[33:]
+
+
+def read_scale(path):
+    """Return the scale that is written in a layer or reference; 1 where none is."""
+    text = open_image(path).info.get("scale", "")
+    return int(text) if re.fullmatch("[1-9][0-9]{0,4}", str(text)) else 1
 
 
 SAVE = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}}  # options of Pillow
@@ -214,17 +229,6 @@ def shrink(image, scale):
         return image
     height, width = (max(1, round(side / scale)) for side in image.shape[:2])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-
-
-def take_off(image, light):
-    """An image (H, W, 3) uint8 less light, as far as it goes.
-
-    light: (H, W, 3) float32, grey levels, or of a smaller photograph of the same: it is enlarged, and the image keeps its
-    details.
-    """
-    if light.shape != image.shape:
-        light = cv2.resize(light, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-    return image - np.minimum(image, np.rint(light).clip(0, 255).astype(np.uint8))
 
 
 def uint8_to_tensor(image, device=None):

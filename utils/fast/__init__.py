@@ -1,0 +1,106 @@
+"""The fast recipe: derain a photograph by its rain layer, guided samples and, if asked, learning from self-made rain (ours).
+
+    from utils import fast
+    derained, layer = fast.derain(image)
+
+Rain of a large photograph is wide. All work is done at the scale at which it is thin: the photograph is shrunk once, and what
+was subtracted there is enlarged once, so that the photograph keeps its details. The stages that hand files on write that
+scale into the layers and references (`utils.image.png_bytes`), and the next one reads it there.
+"""
+import cv2
+import numpy as np
+
+from utils.fast import layer as rain
+from utils.fast.direction import thin_scale
+from utils.fast.guided import GuidedSampler
+from utils.image import check_image, shrink
+
+
+def derain(photograph, learner=None, strength=1.0, layer=None, scale=None):
+    """Derain a photograph by the fast recipe.
+
+    Parameters
+    ----------
+    photograph : (H, W, 3) uint8, BGR
+    learner : callable, optional
+        What learns or has learnt: from the shrunk photograph and its background, (h, w, 3) uint8 each, to the rain to
+        subtract, (h, w, 3) float32 in grey levels. See `utils.fast.own_rain.learner`.
+    strength : float above 0
+        Above 1, more is taken for rain.
+    layer, scale
+        As from `rain_layer` and `thin_scale`, where they are known already.
+
+    Returns
+    -------
+    derained : (H, W, 3) uint8, BGR
+    layer : (H, W) uint8, the rain layer in grey levels
+
+    Raises
+    ------
+    ValueError
+        For arrays of another shape or type, and a strength of 0 or less.
+    """
+    check_image(photograph)
+    scale = scale or thin_scale(photograph)
+    small = shrink(photograph, scale)
+    if layer is None:
+        layer = enlarge_layer(rain.rain_layer(small, strength), photograph)
+    expectation = GuidedSampler(small, shrink(layer, scale)).expectation()
+    fused = np.rint(enlarge_derained(expectation, small, photograph)).astype(np.uint8)
+    if learner is None:
+        return fused, layer
+    return subtract_rain(photograph, learner(small, shrink(fused, scale))), layer
+
+
+def rain_layer(photograph, strength=1.0, scale=None):
+    """Return the rain layer of a photograph: the first half of `derain`, which says what the arguments are."""
+    check_image(photograph)
+    small = shrink(photograph, scale or thin_scale(photograph))
+    return enlarge_layer(rain.rain_layer(small, strength), photograph)
+
+
+def guided_references(photograph, layer, scale=1, **draws):
+    """Return (an iterator over guided samples, their exact mean), each (H, W, 3) uint8: the second half of `derain`.
+
+    draws: as of `utils.sampling.draw_references`.
+    """
+    small = shrink(photograph, scale)
+    sampler = GuidedSampler(small, shrink(layer, scale))
+    references = (enlarge_derained(reference, small, photograph) for reference in sampler.references(**draws))
+    return references, np.rint(enlarge_derained(sampler.expectation(), small, photograph)).astype(np.uint8)
+
+
+def derain_by_learning(photograph, fused, learner, scale=1):
+    """Derain a photograph by a learner, given the mean of its guided samples, (H, W, 3) uint8 or float: the end of `derain`.
+
+    Without a learner it is this mean, rounded. Raises ValueError where shapes do not match.
+    """
+    check_image(photograph)
+    if fused.shape != photograph.shape:
+        raise ValueError(f"a reference of shape {fused.shape} does not belong to an image of shape {photograph.shape}")
+    fused = np.rint(fused).astype(np.uint8)
+    return subtract_rain(photograph, learner(shrink(photograph, scale), shrink(fused, scale))) if learner else fused
+
+
+def enlarge_layer(layer, photograph):
+    """Enlarge a rain layer (h, w) float32 to whole levels (H, W) uint8, at most the mean of the photograph's channels."""
+    if layer.shape != photograph.shape[:2]:
+        layer = cv2.resize(layer, photograph.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    most = photograph.sum(axis=2, dtype=np.uint16) // 3
+    return np.minimum(np.rint(layer).clip(0, 255).astype(np.uint8), most.astype(np.uint8))
+
+
+def enlarge_derained(derained, small, photograph):
+    """Return the photograph less what its shrunk version has lost when it was derained, of the type of `derained`."""
+    if small.shape == photograph.shape:
+        return derained
+    lost = cv2.resize(small - derained.astype(np.float32), photograph.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    lost = np.maximum(np.rint(lost) if derained.dtype == np.uint8 else lost, 0)
+    return np.maximum(photograph - lost, 0).astype(derained.dtype)
+
+
+def subtract_rain(photograph, layer):
+    """Return a photograph less a rain layer, (H, W, 3) uint8. layer: (h, w, 3) float32, enlarged if it is smaller."""
+    if layer.shape != photograph.shape:
+        layer = cv2.resize(layer, photograph.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return photograph - np.minimum(photograph, np.rint(layer).clip(0, 255).astype(np.uint8))

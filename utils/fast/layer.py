@@ -1,0 +1,209 @@
+"""The rain layer R of a rainy photograph I = B + R: how many grey levels the rain adds at every pixel.
+
+Rain adds the same light to red, green and blue, is thin across and long along one direction, and rare. So where the chroma
+C = (R - G, G - B) changes, the background changes, not the rain. `rain_layer` rotates the photograph so that rain is upright,
+chooses the sparsity weight of rain from the photograph's line statistics, and solves for R.
+"""
+import math
+
+import cv2
+import numpy as np
+
+from utils.fast.direction import (DIRECTIONS, FLOOR, LineStatistics, brightness_and_chroma, rain_direction, rotate_upright,
+                                  rotation_matrix)
+from utils.image import shrink
+
+SPARSITY = 0.09  # sparsity weight against the total variation across, of thin rain in a photograph of usual colour
+ALONG_WEIGHT = 1.6  # weight of the total variation along the streaks
+PENALTY = 20  # of ADMM
+GAIN = 1.15  # the solver, stopped early, makes rain too faint by this factor
+SMOOTHING = 0.4, 2.5  # pixels across and along: sigma of the blur that removes the solver's staircases
+
+
+def chroma_weight(upright):
+    """Return the weight w = exp(-|change of C| / 8) of the background's total variation across, (h, w) float32.
+
+    1 where only brightness changes from a pixel to its right neighbour. Also 1 where rain may have saturated a channel at
+    255, which changes C: where it is above 250 in pale surroundings, as sky. Elsewhere, a thin thing that bright may be the
+    scene's own (ours). upright: (h, w, 3) float32 BGR, rain upright.
+    """
+    chroma, largest = brightness_and_chroma(upright)[1], upright.max(axis=2)
+    change = np.abs(np.roll(chroma, -1, axis=1) - chroma).sum(axis=2)
+    pale = cv2.morphologyEx(largest, cv2.MORPH_OPEN, np.ones((1, 9), np.uint8)) > 225
+    saturated = (largest > 250) & pale
+    change[saturated | np.roll(saturated, -1, axis=1)] = 0
+    return np.exp(change * np.float32(-1 / 8))
+
+
+def sparsity_weight(image, direction, statistics, mean_weight):
+    """Return the sparsity weight of rain in a photograph, for the first round of `solve_layer` (ours).
+
+    Where noise of the chroma makes w small, the data term is small, and so is this weight. In a grey photograph no chroma
+    tells rain from the background, and it doubles. Where bright lines are as strong in the image shrunk 4 times, rain is wide
+    and soft, and it halves. Where there are fewer of them than of dark ones at both sizes, it may not rain at all, and the
+    weight is far higher; as where `evidence_weight` says so.
+    image: (H, W, 3) uint8 BGR; direction: degrees; statistics: the image's `LineStatistics`; mean_weight: the mean of w.
+    """
+    grey = (image.max(axis=2) == image.min(axis=2)).all()
+    colour = 2 if grey else (mean_weight / 0.83) ** 2
+    white, black = statistics.amounts(direction)
+    white_small, black_small = LineStatistics(shrink(image, 4)).amounts(direction)
+    softness = np.clip((0.8 * white / white_small) ** 4, 0.5, 1)
+    darker = max(1, min(black / white, black_small / white_small)) ** 8
+    return SPARSITY * colour * softness * darker * evidence_weight(statistics, direction)
+
+
+def evidence_weight(statistics, direction):
+    """Return the factor on the sparsity weight that follows from the evidence of rain in a direction, a number (ours).
+
+    Rain falls everywhere: its white responses exceed the usual direction's in all but a quarter of the places, and the
+    black ones in half of them; or, if rain slants, responses exceed those at the opposite slant in all but a quarter, as a
+    scene has about as many at both. Evidence below 1.5 raises the weight, to the third power. Where another direction's
+    responses are stronger in the median place, as of a mesh, the weight rises up to three times. But black responses n times
+    those at the opposite slant are gaps in dense rain: the weight falls as sqrt(2 / n), from 1 to 0.5.
+    statistics: `LineStatistics`; direction: degrees.
+    """
+    in_direction, opposite = statistics[direction] + FLOOR, statistics[-direction] + FLOOR
+    usual = np.mean([statistics[degrees] for degrees in DIRECTIONS], axis=0) + FLOOR
+    evidence = np.percentile(in_direction[:, 0] / usual[:, 0], 25) * np.median(in_direction[:, 0] / in_direction[:, 1])
+    evidence *= max(np.percentile(in_direction.sum(axis=1) / opposite.sum(axis=1), 25), 1) ** 4
+    both_kinds = usual.sum(axis=1)
+    others = [degrees for degrees in DIRECTIONS if abs(degrees) < 50 and abs(degrees - direction) > 10]
+    rival = max(np.median(statistics[degrees][:, 0] / both_kinds) for degrees in others)
+    rival /= np.median(in_direction[:, 0] / both_kinds)
+    gaps = np.clip(math.sqrt(in_direction[:, 1].mean() / opposite[:, 1].mean() / 2), 1, 2)
+    return float(max(1, 1.5 / evidence) ** 3 * np.clip((1.07 * rival) ** 4, 1, 3) / gaps)
+
+
+def reweighting(rain, valid):
+    """Return the factors on the sparsity weight after the first round of `solve_layer`, (h, w) float32.
+
+    The weight doubles where there is no rain and falls to a fifth where there is, by R' near the pixel:
+    max(2 d / (d + R'), 0.2) with d = 1e-5 / (mean of R)^2 within [0.004, 0.1], so it is higher in an image with little rain.
+    And rain falls everywhere: where R is larger in the 91x91 pixels around a pixel than around the median one, the weight is
+    higher in proportion, from half to four times (ours). rain: R, (h, w) float32 in [0, 1]; valid: (h, w) uint8.
+
+    References
+    ----------
+    Candes, Wakin and Boyd, "Enhancing sparsity by reweighted l1 minimization", 2008.
+    """
+
+    def box_mean(plane):
+        return cv2.blur(plane, (91, 91), borderType=cv2.BORDER_CONSTANT)
+
+    level = np.clip(1e-5 / max(cv2.mean(rain, valid)[0], 1e-6) ** 2, 0.004, 0.1)
+    reweighted = np.maximum(2 * level / (level + cv2.blur(rain, (3, 21))), 0.2)
+    weight = valid.astype(np.float32)
+    density = box_mean(rain * weight) / np.maximum(box_mean(weight), 1e-3) + 1e-4
+    return np.float32(reweighted * np.clip(density / np.median(density[valid > 0]), 0.5, 4))
+
+
+def inverse_spectrum(height, width):
+    """Return 1 / (1 + the spectra of both second differences), a factor for the packed spectra of cv2.dft, (h, w) float32."""
+
+    def spectrum(frequency, size):
+        return 2 - 2 * np.cos(2 * np.pi * frequency / size)
+
+    row, column = np.arange(height), np.arange(width)
+    packed_row = (row + 1) // 2  # a frequency's real and imaginary part are neighbours: across, and down at both ends
+    across = spectrum((column + 1) // 2, width)
+    inverse = 1 / (1 + spectrum(row, height)[:, None] + across)
+    for end in (0, -1) if width % 2 == 0 else (0,):
+        inverse[:, end] = 1 / (1 + spectrum(packed_row, height) + across[end])
+    return inverse.astype(np.float32)
+
+
+def differences(plane, axis, transposed=False):
+    """Return the forward differences of (h, w) along an axis, periodic; or what their transposed operator gives."""
+    result, step = np.empty_like(plane), plane.shape[1] if axis == 0 else 1
+    flat, flat_result = plane.ravel(), result.ravel()
+    lines, ends = (plane, result) if axis == 0 else (plane.T, result.T)
+    if transposed:
+        np.subtract(flat[:-step], flat[step:], out=flat_result[step:])
+        np.subtract(lines[-1], lines[0], out=ends[0])
+    else:
+        np.subtract(flat[step:], flat[:-step], out=flat_result[:-step])
+        np.subtract(lines[0], lines[-1], out=ends[-1])
+    return result
+
+
+def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
+    """Estimate the rain R, 0 <= R <= Y, of an image in which it is upright: a low point of
+
+        sum c |D_along R|  +  sum b R  +  sum w |D_across (R - Y)|.
+
+    Rain changes little along itself and is sparse, and the background changes little across it, except where the chroma
+    does: w. The sparsity weight b is reweighted (ours); c is ALONG_WEIGHT. ADMM with scaled multipliers; each step's R is
+    clipped to [0, Y] before the next one, which makes it other than the minimum, and better by 3 dB; it is stopped early,
+    which leaves wide things alone. Differences are forward and periodic.
+
+    brightness: Y, (h, w) float32 in [0, 1], of a size that suits cv2.dft; weight: w, (h, w) float32; sparsity: b in the first
+    round, later times `reweighting`; valid: (h, w) uint8. Returns (h, w) float32.
+
+    References
+    ----------
+    UGSM: Deng et al., "A directional global sparse model for single image rain removal", 2018.
+    FastDeRain: Jiang et al., 2019.
+    """
+    rain = along_dual = sparse_dual = across_dual = np.zeros_like(brightness)
+    change, inverse = differences(brightness, 1), inverse_spectrum(*brightness.shape)
+    threshold = 1 / PENALTY
+    upper, lower = threshold * weight, -threshold * weight
+    for number in range(rounds):
+        shrinkage = np.float32(threshold * sparsity) * (reweighting(rain, valid) if number else np.ones_like(rain))
+        for _ in range(steps):
+            along = differences(rain, 0)
+            along += along_dual
+            bound = ALONG_WEIGHT * threshold
+            along_dual = np.clip(along, -bound, bound)  # for numbers it is faster than cv2.min, not for arrays
+            sparse = rain + sparse_dual
+            sparse_dual = cv2.min(sparse, shrinkage)
+            across = differences(rain, 1)
+            across -= change
+            across += across_dual
+            across_dual = cv2.min(cv2.max(across, lower), upper)
+            right = cv2.scaleAdd(sparse_dual, -2, sparse)
+            right += differences(cv2.scaleAdd(along_dual, -2, along), 0, transposed=True)
+            across += change
+            right += differences(cv2.scaleAdd(across_dual, -2, across), 1, transposed=True)
+            spectrum = cv2.dft(right)
+            spectrum *= inverse
+            rain = cv2.dft(spectrum, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE)
+            rain = cv2.min(np.clip(rain, 0, 1), brightness)
+    return rain
+
+
+def rain_layer(image, strength=1.0, direction=None):
+    """Estimate the rain layer of a photograph at the scale at which its rain is thin.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8, BGR
+    strength : float above 0
+        The sparsity weight is divided by it: above 1 more is taken for rain, streaks as well as texture.
+    direction : degrees, as from `rain_direction`, which is asked for it by default
+
+    Returns
+    -------
+    (H, W) float32
+        Grey levels that the rain adds, not rounded, from about 0; `utils.fast` bounds them by the brightness.
+    """
+    if not strength > 0:
+        raise ValueError(f"strength must be above 0, not {strength}")
+    statistics = LineStatistics(image)
+    direction = rain_direction(image, statistics) if direction is None else direction
+    upright, valid = rotate_upright(image.astype(np.float32), direction)
+    height, width = upright.shape[:2]
+    below, beside = cv2.getOptimalDFTSize(height) - height, cv2.getOptimalDFTSize(width) - width
+    weight, upright = (cv2.copyMakeBorder(plane, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+                       for plane in (chroma_weight(upright), upright))
+    valid = cv2.copyMakeBorder(valid, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
+    brightness = np.clip(upright.mean(axis=2) / 255, 0, 1)
+    sparsity = sparsity_weight(image, direction, statistics, cv2.mean(weight, valid)[0]) / strength
+    layer = GAIN * 255 * solve_layer(brightness, weight, sparsity, valid)[:height, :width]
+    layer = cv2.GaussianBlur(layer, (0, 0), SMOOTHING[0], sigmaY=SMOOTHING[1])
+    if direction:
+        matrix, _ = rotation_matrix(*image.shape[:2], direction)
+        layer = cv2.warpAffine(layer, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                               borderMode=cv2.BORDER_REPLICATE)
+    return layer

@@ -1,0 +1,147 @@
+"""What all learning shares: recipes, fresh networks, the loop, the mean of weights, random crops."""
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
+
+from models import build
+from utils.image import check_size, read_image
+from utils.inference import mixed_precision, model_device
+
+
+class Recipe(NamedTuple):
+    """How a network learns and runs; each is a flag."""
+
+    epoch: int  # times that every reference is used, where steps does not say how long to learn
+    steps: int
+    lr: float  # learning rate of Adam
+    identity: bool  # start at f(x) = x
+    average: float  # decay of the mean that is taken of recent weights; 0: none
+    crop_size: int  # pixels a side of random squares to learn from; 0: the whole photograph
+    batch_size: int  # squares in a step
+    seed: int = 3
+    tile_size: int = 1024  # the largest side that is derained at once
+    amp: bool = False  # mixed precision
+
+
+def fresh_model(backbone, device, recipe):
+    """Return a backbone with the weights that the recipe's seed gives, on a device."""
+    torch.manual_seed(recipe.seed)
+    model = build(backbone, residual=recipe.identity).to(device)
+    return model.to(memory_format=torch.channels_last) if model_device(model).type == "cuda" else model
+
+
+def fit(model, pairs, optimizer, criterion, recipe, report=None):
+    """Train a network on pairs, a step each: the loop of all recipes.
+
+    Parameters
+    ----------
+    model : network from (N, 3, H, W) to the same, trained in place
+    pairs : iterable of (x, y), tensors (N, 3, h, w) on the model's device
+    optimizer, criterion : of torch; the criterion is a function of (f(x), y)
+    recipe : Recipe, of which `average` and `amp` count here
+    report : called with each step's loss
+
+    Returns
+    -------
+    The trained network, or the one of the mean weights.
+
+    Raises
+    ------
+    FloatingPointError
+        Where a loss is NaN or infinite.
+    """
+    device = model_device(model)
+    precision, finite = mixed_precision(device, recipe.amp), torch.ones((), dtype=torch.bool, device=device)
+    mean = averaged(model, recipe.average) if recipe.average else None
+    model.train()
+    for step, (x, y) in enumerate(pairs, 1):
+        loss = learn_step(model, x, y, optimizer, criterion, precision, mean)
+        if report:
+            report(loss)
+        finite &= loss.isfinite()
+        if step % 100 == 0 and not finite:  # a GPU has to wait for the answer
+            break
+    if not finite:
+        amp = " or leave out --amp" if recipe.amp else ""
+        raise FloatingPointError(f"the loss became NaN or infinite; use a smaller --lr{amp}")
+    return mean.module if mean else model
+
+
+def learn_step(model, x, y, optimizer, criterion, precision, mean=None):
+    """Take a step towards f(x) = y, here and in sdrl_all.py; returns the loss.
+
+    precision: as from `mixed_precision`. mean: of the weights, as from `averaged`, which is kept up to date.
+    """
+    autocast, scaler = precision
+    optimizer.zero_grad(set_to_none=True)
+    with autocast():
+        output = model(x)
+    loss = criterion(output.float(), y)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    if mean:
+        mean.update_parameters(getattr(model, "module", model))  # not the wrapper of several processes
+    return loss.detach()
+
+
+def averaged(model, decay):
+    """Return the exponential mean of a network's weights: a network, `module`, that `update_parameters` keeps up to date."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def crop_window(shape, size, random):
+    """Return the index (..., rows, columns) of a random square of an image of shape (H, W), smaller where the image is."""
+    top, left = (int(random.integers(max(side - size, 0) + 1)) for side in shape)
+    return ..., slice(top, top + size), slice(left, left + size)
+
+
+class Crops(Dataset):
+    """Random crops of rainy images and of one of their references each: items (2, crop, crop, 3) uint8 BGR.
+
+    images: a list of (path of the rainy image, [paths of its references]). An item is named by (epoch, index) and depends on
+    nothing but these and the seed: so an interrupted training can go on, with any number of workers or processes.
+    """
+
+    def __init__(self, images, crop_size, seed, cache_gb):
+        self.images, self.crop_size, self.seed = images, crop_size, seed
+        self.kept = int(cache_gb * 1e9 / read_image(images[0][0]).nbytes)  # photographs
+
+    @cached_property
+    def read(self):
+        """`read_image` with a memory, which each process that prepares crops begins for itself."""
+        return lru_cache(self.kept)(read_image)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, name):
+        epoch, index = name
+        random = np.random.default_rng((self.seed, epoch, index))
+        crops = self.pair(index, random)
+        return np.ascontiguousarray(crops[:, :, ::-1] if random.random() < 0.5 else crops)
+
+    def pair(self, index, random):
+        """Return the crops of a photograph and of its reference, (2, crop, crop, 3) uint8."""
+        path, references = self.images[index]
+        rainy = self.read(path)
+        reference = read_reference(references[random.integers(len(references))], rainy, path, self.read)
+        return self.crop([rainy, reference], random)
+
+    def crop(self, images, random):
+        """Return the same random square of images of one size, reflected beyond the border where they are smaller than it."""
+        window = crop_window(images[0].shape[:2], self.crop_size, random)[1:]
+        crops = np.stack([image[window] for image in images])
+        missing = [(0, self.crop_size - side) for side in crops.shape[1:3]]
+        return np.pad(crops, [(0, 0), *missing, (0, 0)], mode="symmetric")
+
+
+def read_reference(path, rainy, image_path, read=read_image):
+    """Read one SDR of an image, (H, W, 3) uint8 BGR. Raises ImageError where it is of another size."""
+    reference = read(path)
+    check_size(reference, path, rainy, image_path)
+    return reference
