@@ -156,11 +156,6 @@ def notice(rain):
     return "no rain found" if none else "rain found nearly everywhere" if everywhere else None
 
 
-def how_to_make_masks(source, masks_path, recipe):
-    """Return what to run where masks or layers of photographs are missing or of another run."""
-    return f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}" --recipe={recipe}'
-
-
 def add_strength_flag(parser):
     """Add the flag of all that finds rain layers."""
     parser.add_argument("--strength", type=cli.number(float, 0.1, 100), default=1.0,

@@ -8,12 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ldgp import how_to_make_masks
 from utils import cli, fast
 from utils.image import (ImageError, check_image, check_size, companion, list_images, png_bytes, read_image, read_mask,
                          read_scale)
 from utils.progress import each_image
-from utils.results import Results, check_made_for
+from utils.results import Results, check_made_for, how_to_make_masks
 from utils.sampling import CHUNK, cumulate, draw_references, strips, write_references
 
 

@@ -17,7 +17,7 @@ from utils.image import (ImageError, check_image, list_images, photograph_bytes,
                          uint8_to_tensor)
 from utils.inference import infer, model_device
 from utils.progress import each_image
-from utils.results import Results, check_made_for
+from utils.results import Results, check_made_for, how_to_make_references
 from utils.training import Recipe, crop_window, fit, fresh_model, read_reference
 
 PAPER = Recipe(epoch=100, steps=0, lr=1e-3, identity=False, average=0.0, crop_size=0, batch_size=1)
@@ -80,19 +80,13 @@ def learn_references(model, rainy, references, recipe=PAPER, report=None):
 def read_references(folder, rainy, image_path, hint):
     """Read the SDRs of one image, (N, H, W, 3) uint8 BGR, in string order of their file names, and their scale.
 
-    The order is the paper's. Raises ImageError where there are none (with `hint` on how to make them) or one is of another size.
+    The order is the paper's. Raises ImageError where there are none (with `hint` on how to make them) or of another size.
     """
     paths = [path for _, path in sorted(list_images(folder, hint).items())]
     references = np.empty((len(paths), *rainy.shape), np.uint8)
     for place, path in enumerate(paths):
         references[place] = read_reference(path, rainy, image_path)
     return references, read_scale(paths[0])
-
-
-def how_to_make_references(data, references_path, recipe):
-    """Return what to run where references of a data set are missing or of another run."""
-    return (f'run sdr.py first: python sdr.py --recipe={recipe} --input_path="{data / "input"}" --ldgp_path="{data / "ldgp"}" '
-            f'--save_path="{references_path}" --fuse_save_path="{data / "sdr(fuse)"}"')
 
 
 def add_data_flags(parser):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from sdrl import add_data_flags, how_to_make_references
+from sdrl import add_data_flags
 from test_all import derain_with
 from utils import checkpoint, cli
 from utils.distributed import ranks, wait_for_ranks
@@ -23,7 +23,7 @@ from utils.fast.own_rain import OwnRain
 from utils.image import ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, write_bytes
 from utils.inference import mixed_precision
 from utils.progress import Progress, each_image
-from utils.results import Results, check_made_for
+from utils.results import Results, check_made_for, how_to_make_references
 from utils.training import Crops, Recipe, averaged, fresh_model, learn_step
 
 AVERAGE = 0.999  # fast: decay of the mean that is taken of recent weights

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from ldgp import find_rain, how_to_make_masks, notice
+from ldgp import find_rain, notice
 from sdr import add_nss_flags, nss_options, sampler_for
 from sdrl import add_flags, learn_references, recipe_of
 from utils import cli, fast
 from utils.fast import own_rain
 from utils.image import (ImageError, check_size, list_images, photograph_bytes, read_mask, read_photograph, read_scale)
 from utils.progress import each_image
-from utils.results import Results, check_made_for, read_run
+from utils.results import Results, check_made_for, how_to_make_masks, read_run
 from utils.training import fresh_model
 
 

@@ -177,3 +177,14 @@ def difference(then, now):
     """The names of the flags, folders and versions in which two runs differ."""
     old, new = ({"stage": run.get("stage"), **run["settings"], **run["made_from"], **run["versions"]} for run in (then, now))
     return ", ".join(name for name in {**new, **old} if old.get(name) != new.get(name))
+
+
+def how_to_make_masks(source, masks_path, recipe):
+    """Return what to run where masks or layers of photographs are missing or of another run."""
+    return f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}" --recipe={recipe}'
+
+
+def how_to_make_references(data, references_path, recipe):
+    """Return what to run where references of a data set are missing or of another run."""
+    return (f'run sdr.py first: python sdr.py --recipe={recipe} --input_path="{data / "input"}" --ldgp_path="{data / "ldgp"}" '
+            f'--save_path="{references_path}" --fuse_save_path="{data / "sdr(fuse)"}"')

@@ -35,24 +35,10 @@ def fresh_model(backbone, device, recipe):
 
 
 def fit(model, pairs, optimizer, criterion, recipe, report=None):
-    """Train a network on pairs, a step each: the loop of all recipes.
+    """Train a network on pairs (x, y) of (N, 3, h, w) tensors on its device, a step each: the loop of all recipes.
 
-    Parameters
-    ----------
-    model : network from (N, 3, H, W) to the same, trained in place
-    pairs : iterable of (x, y), tensors (N, 3, h, w) on the model's device
-    optimizer, criterion : of torch; the criterion is a function of (f(x), y)
-    recipe : Recipe, of which `average` and `amp` count here
-    report : called with each step's loss
-
-    Returns
-    -------
-    The trained network, or the one of the mean weights.
-
-    Raises
-    ------
-    FloatingPointError
-        Where a loss is NaN or infinite.
+    criterion: the loss as a function of (f(x), y). report: called with each step's loss. Returns the trained network, or the
+    one of the mean weights. Raises FloatingPointError where a loss is NaN or infinite.
     """
     device = model_device(model)
     precision, finite = mixed_precision(device, recipe.amp), torch.ones((), dtype=torch.bool, device=device)

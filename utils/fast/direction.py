@@ -72,10 +72,7 @@ class LineStatistics(dict):
     """Mean top-hat responses around PLACES x PLACES places of an image, for each direction that is asked for.
 
     A dict {degrees: (PLACES^2, 2) float32}, white and black top-hat in grey levels, measured at the first access.
-
-    Parameters
-    ----------
-    image : (H, W, 3) uint8, BGR
+    image: (H, W, 3) uint8 BGR.
     """
 
     def __init__(self, image):
@@ -129,16 +126,8 @@ def direction_scores(statistics, scene_prior):
 def rain_direction(image, statistics=None):
     """Estimate the direction of the rain in a photograph: the largest of `direction_scores`, coarse to fine.
 
-    Parameters
-    ----------
-    image : (H, W, 3) uint8, BGR
-    statistics : LineStatistics of the image, if there are some already
-
-    Returns
-    -------
-    int
-        Degrees from -59 to 59 by which `rotate_upright` makes the rain upright. Rain that falls to the lower left has a
-        positive direction. 0 for a picture without lines.
+    image: (H, W, 3) uint8 BGR; statistics: its `LineStatistics`, if there are some already. Returns whole degrees from -59 to
+    59 by which `rotate_upright` makes the rain upright: positive where it falls to the lower left, 0 without any lines.
     """
     statistics = LineStatistics(image) if statistics is None else statistics
 

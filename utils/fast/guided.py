@@ -29,16 +29,8 @@ class GuidedSampler:
     What the mean of I's channels exceeds it by is subtracted from all three, so C stays as it is. But a channel of 254 or
     more may be saturated: it becomes B's at q, if that is less, and such a p weighs without the term of C.
     Beyond the border the photograph is reflected.
-
-    Parameters
-    ----------
-    image : (H, W, 3) uint8, BGR
-    layer : (H, W) uint8 or float, grey levels of rain, at least 0
-
-    Raises
-    ------
-    ValueError
-        For arrays of another shape, type or range.
+    image: (H, W, 3) uint8 BGR; layer: (H, W) uint8 or float, grey levels of rain, at least 0.
+    Raises ValueError for arrays of another shape, type or range.
     """
 
     def __init__(self, image, layer):

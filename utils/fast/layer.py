@@ -82,10 +82,7 @@ def reweighting(rain, valid):
     max(2 d / (d + R'), 0.2) with d = 1e-5 / (mean of R)^2 within [0.004, 0.1], so it is higher in an image with little rain.
     And rain falls everywhere: where R is larger in the 91x91 pixels around a pixel than around the median one, the weight is
     higher in proportion, from half to four times (ours). rain: R, (h, w) float32 in [0, 1]; valid: (h, w) uint8.
-
-    References
-    ----------
-    Candes, Wakin and Boyd, "Enhancing sparsity by reweighted l1 minimization", 2008.
+    Reference: Candes, Wakin and Boyd, "Enhancing sparsity by reweighted l1 minimization", 2008.
     """
 
     def box_mean(plane):
@@ -139,11 +136,8 @@ def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
 
     brightness: Y, (h, w) float32 in [0, 1], of a size that suits cv2.dft; weight: w, (h, w) float32; sparsity: b in the first
     round, later times `reweighting`; valid: (h, w) uint8. Returns (h, w) float32.
-
-    References
-    ----------
-    UGSM: Deng et al., "A directional global sparse model for single image rain removal", 2018.
-    FastDeRain: Jiang et al., 2019.
+    References: UGSM, Deng et al., "A directional global sparse model for single image rain removal", 2018; FastDeRain, Jiang
+    et al., 2019.
     """
     rain = along_dual = sparse_dual = across_dual = np.zeros_like(brightness)
     change, inverse = differences(brightness, 1), inverse_spectrum(*brightness.shape)
@@ -174,19 +168,10 @@ def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
 
 
 def rain_layer(image, strength=1.0, direction=None):
-    """Estimate the rain layer of a photograph at the scale at which its rain is thin.
+    """Estimate the rain layer of a photograph whose rain is thin, (H, W) float32 in grey levels, not rounded.
 
-    Parameters
-    ----------
-    image : (H, W, 3) uint8, BGR
-    strength : float above 0
-        The sparsity weight is divided by it: above 1 more is taken for rain, streaks as well as texture.
-    direction : degrees, as from `rain_direction`, which is asked for it by default
-
-    Returns
-    -------
-    (H, W) float32
-        Grey levels that the rain adds, not rounded, from about 0; `utils.fast` bounds them by the brightness.
+    image: (H, W, 3) uint8 BGR. strength: the sparsity weight is divided by it: above 1 more is taken for rain, streaks as well
+    as texture. direction: degrees, by default those of `rain_direction`. Raises ValueError for a strength of 0 or less.
     """
     if not strength > 0:
         raise ValueError(f"strength must be above 0, not {strength}")

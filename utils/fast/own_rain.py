@@ -35,12 +35,7 @@ def recipe_for(backbone):
 def learner(backbone="Unet", device="cpu", recipe=None, report=None):
     """Return a learner for `utils.fast.derain`: a fresh network that learns from the photograph.
 
-    Parameters
-    ----------
-    backbone : str, a key of `models.BACKBONES`
-    device : of torch
-    recipe : Recipe, by default the backbone's
-    report : called with each step's loss
+    backbone: a key of `models.BACKBONES`. recipe: by default the backbone's. report: called with each step's loss.
     """
     recipe = recipe or recipe_for(backbone)
     return partial(learn, fresh_model(backbone, device, recipe), recipe=recipe, report=report)
