@@ -8,6 +8,8 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+import utils  # noqa: F401  before torch: how its threads wait
+
 import numpy as np
 import torch
 import torch.nn.functional as F
