@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import utils  # noqa: F401  before torch: how its threads wait
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F

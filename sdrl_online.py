@@ -6,6 +6,8 @@
 from itertools import islice
 from pathlib import Path
 
+import utils  # noqa: F401  before torch: how its threads wait
+
 import torch
 
 from ldgp import find_rain, notice
@@ -13,7 +15,7 @@ from sdr import add_nss_flags, nss_options, sampler_for
 from sdrl import add_flags, learn_references, recipe_of
 from utils import cli, fast
 from utils.fast import own_rain
-from utils.image import (ImageError, check_size, list_images, photograph_bytes, read_mask, read_photograph, read_scale)
+from utils.image import ImageError, check_size, list_images, photograph_bytes, read_mask, read_photograph, read_scale
 from utils.progress import each_image
 from utils.results import Results, check_made_for, how_to_make_masks, read_run
 from utils.training import fresh_model

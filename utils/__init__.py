@@ -1,0 +1,5 @@
+"""What the scripts share, and commands. Whoever imports it before torch gets threads that sleep while they wait for each other."""
+import os
+
+# Read when torch is loaded. Threads that wait awake take the core, beside another busy process, from the one they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
