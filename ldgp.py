@@ -17,8 +17,10 @@ from utils.results import Results
 
 CELL = 8  # pixels; the cells, blocks and bins of Dalal and Triggs' descriptor as the paper uses it
 BLOCK = 4  # cells a side
-BINS = 36  # unsigned, of 5 degrees
+BIN_WIDTH = 5  # degrees, of unsigned gradients
+BINS = 180 // BIN_WIDTH
 SMALLEST = CELL * BLOCK  # pixels: one block
+THRESHOLD_WINDOW, THRESHOLD_OFFSET = 5, 0  # of the adaptive mean threshold: pixels a side, grey levels
 
 
 def check_opencv():
@@ -29,7 +31,7 @@ def check_opencv():
 
 @lru_cache
 def _credit(width, height, exchange_cells):
-    """Return the weights (blocks_x * blocks_y * BLOCK^2,) by which a patch's block histograms add up to its cell histograms.
+    """Return the weights that sum a patch's overlapping block histograms to one histogram, (blocks_x * blocks_y * BLOCK^2,).
 
     Every cell counts once: the histograms of the blocks that hold it are averaged. With `exchange_cells` the two cell axes
     within a block are exchanged, as in the published angles.
@@ -45,19 +47,19 @@ def _credit(width, height, exchange_cells):
 
 @lru_cache
 def _descriptor(width, height):
-    """Return the descriptor of a patch of this size."""
+    """Return OpenCV's descriptor of a patch of this size."""
     return cv2.HOGDescriptor((width, height), (SMALLEST, SMALLEST), (CELL, CELL), (CELL, CELL), BINS)
 
 
 def patch_angle(grey, exchange_cells=True):
-    """Return the dominant gradient angle of a patch: 5 times the first bin that attains the histogram's maximum.
+    """Return the dominant gradient angle of a patch: the lower edge of the first bin that attains the histogram's maximum.
 
     grey: (h, w) uint8, both sides at least 32; whole cells of 8x8 pixels are used. Returns degrees in 0, 5, ..., 175.
     """
     height, width = (side - side % CELL for side in grey.shape)
     histograms = _descriptor(width, height).compute(np.ascontiguousarray(grey[:height, :width]))
     total = _credit(width, height, exchange_cells) @ histograms.reshape(-1, BINS).astype(np.float64)
-    return 5 * int(total.argmax())
+    return BIN_WIDTH * int(total.argmax())
 
 
 def dominant_angle(image, patch_size=80, exchange_cells=True):
@@ -83,7 +85,7 @@ def dominant_angle(image, patch_size=80, exchange_cells=True):
 
 
 def rotation(angle):
-    """Return the rotation in degrees that makes streaks of this dominant gradient angle upright."""
+    """Return the rotation in degrees that makes streaks of this dominant gradient angle upright; as published, none near 90."""
     if angle in (85, 90):
         return 0
     return angle - 180 if angle > 90 else angle
@@ -133,17 +135,19 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
         raise ValueError(f"kernel_size must be at least 1, not {kernel_size}")
     degrees = rotation(dominant_angle(image, patch_size, exchange_cells))
     upright = cv2.cvtColor(rotate(image, degrees), cv2.COLOR_BGR2GRAY)
-    bright = cv2.adaptiveThreshold(upright, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, 5, 0)
+    bright = cv2.adaptiveThreshold(upright, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY,
+                                   THRESHOLD_WINDOW, THRESHOLD_OFFSET)
     line = np.ones((kernel_size, 1), np.uint8)
-    streaks = cv2.dilate(cv2.erode(bright, line), line)
+    streaks = cv2.dilate(cv2.erode(bright, line), line)  # an opening, but that even lines keep OpenCV's anchor
     height, width = image.shape[:2]
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    # where the photograph lies on the canvas that was rotated twice
     top, left = math.floor(width * sin * cos), math.floor(height * cos * sin)
     return np.ascontiguousarray(rotate(streaks, -degrees)[top : top + height, left : left + width])
 
 
 def find_rain(image, recipe="paper", strength=1.0, patch_size=80, kernel_size=10, true_cells=False):
-    """Return (`rain_mask`, 1) by the paper's recipe, or (`fast.rain_layer`, its scale) by the fast one."""
+    """Find rain by either recipe: (`rain_mask`, 1) by the paper's, (`fast.rain_layer`, its scale) by the fast one."""
     if recipe == "fast":
         scale = fast.thin_scale(image)
         return fast.rain_layer(image, strength, scale), scale
@@ -151,13 +155,13 @@ def find_rain(image, recipe="paper", strength=1.0, patch_size=80, kernel_size=10
 
 
 def notice(rain):
-    """Return what to tell the user of a mask or layer in which next to nothing is rain, or next to everything; else None."""
+    """Return a notice for the user if a mask or layer is next to empty or full, else None."""
     none, everywhere = np.mean(rain > 0) < 0.01, np.mean(rain > 1) > 0.9
     return "no rain found" if none else "rain found nearly everywhere" if everywhere else None
 
 
 def add_strength_flag(parser):
-    """Add the flag of all that finds rain layers."""
+    """Add --strength, a flag of all that finds rain layers."""
     parser.add_argument("--strength", type=cli.number(float, 0.1, 100), default=1.0,
                         help="fast: above 1, say 1.5, more is taken for rain: fewer streaks stay, and more texture goes")
 

@@ -54,48 +54,46 @@ class Sampler:
         self.shift = (rows * image.shape[1] + columns).ravel()  # from a pixel to the places of its window, in flat indices
 
     def chunks(self):
-        """Yield, strip by strip, the filled pixels (F,) as flat indices, and the cumulative weights (S, F) of their places.
+        """Yield, strip by strip, the pixels to fill (F,), flat indices, and the cumulative weights (S, F) of their candidates.
 
-        A pixel p has a window of S places, in row-major order. A candidate q there has the weight 1 / max(d^pow, 1e-4).
-        d is the sum of |I(p+o) - I(q+o)| over the channels and over the offsets o in the compared window where p+o is no
-        rain. That window is as much larger than k as it takes to hold a clear pixel. Outside the image, I is 0.
+        A pixel p has a window of S places q, in row-major order. A candidate there has the weight 1 / max(d^pow, 1e-4), any
+        other place 0. d is the sum of |I(p+o) - I(q+o)| over the channels and over the offsets o in the compared window where
+        p+o is no rain. That window is as much larger than k as it takes to hold a rain-free pixel. Outside the image, I is 0.
         """
         width, reach = self.mask.shape[1], self.reach
-        most = max(self.k // 2, reach)  # half a side of the largest compared window: candidates are within reach
-        clear = self.mask == 0
-        to_clear = cv2.distanceTransform((~clear).astype(np.uint8), cv2.DIST_C, 3)  # steps, diagonal ones too
-        filled = (self.mask > self.threshold) & (to_clear <= reach)  # without a candidate, a pixel stays as it is
-        planes = [np.pad(plane, reach + most) for plane in cv2.split(self.image)]
-        candidate = np.pad(clear, reach)  # candidates lie inside the image ...
-        counts = np.pad(clear, most, constant_values=True).astype(np.uint16)  # ... but what is outside counts, as black
-        places = list(np.ndindex(2 * reach + 1, 2 * reach + 1))
-        for top, pixels in strips(filled, CHUNK // len(places)):
+        widest = max(self.k // 2, reach)  # half a side of the largest compared window: candidates are within reach
+        rain_free = self.mask == 0
+        distance = cv2.distanceTransform((~rain_free).astype(np.uint8), cv2.DIST_C, 3)  # to a rain-free pixel, in steps
+        filled = (self.mask > self.threshold) & (distance <= reach)  # without a candidate, a pixel stays as it is
+        planes = [np.pad(plane, reach + widest) for plane in cv2.split(self.image)]
+        candidate = np.pad(rain_free, reach)  # candidates lie inside the image ...
+        counted = np.pad(rain_free, widest, constant_values=True).astype(np.uint16)  # ... but what is outside counts, as black
+        offsets = list(np.ndindex(2 * reach + 1, 2 * reach + 1))
+        for top, pixels in strips(filled, CHUNK // len(offsets)):
             y, x = np.divmod(pixels, width)
-            tall, wide = y[-1] - top + 1 + 2 * most, width + 2 * most
-            half = to_clear[y, x].astype(int).clip(self.k // 2, most)
-            above = (y - top + most - half) * (wide + 1) + x + most - half  # the window's corners in a table of sums
-            across, below = 2 * half + 1, above + (2 * half + 1) * (wide + 1)
+            tall, wide = y[-1] - top + 1 + 2 * widest, width + 2 * widest
+            half = distance[y, x].astype(int).clip(self.k // 2, widest)
+            upper = (y - top + widest - half) * (wide + 1) + x + widest - half  # the window's corners in a table of sums
+            side, lower = 2 * half + 1, upper + (2 * half + 1) * (wide + 1)
             planes_at_p = [plane[top + reach :][:tall, reach : reach + wide] for plane in planes]
-            weight = np.empty((len(places), len(pixels)), np.float32)
-            for place, (dy, dx) in enumerate(places):
+            weight = np.empty((len(offsets), len(pixels)), np.float32)
+            for number, (dy, dx) in enumerate(offsets):
                 planes_at_q = [plane[top + dy :][:tall, dx : dx + wide] for plane in planes]
                 blue, green, red = (cv2.absdiff(one, other) for one, other in zip(planes_at_p, planes_at_q))
-                sums = cv2.integral((np.add(blue, green, dtype=np.uint16) + red) * counts[top:][:tall], sdepth=cv2.CV_64F)
-                d = sums.take(below + across) - sums.take(below) - sums.take(above + across) + sums.take(above)
-                weight[place] = candidate[dy:, dx:][y, x] / np.maximum(d**self.pow, 1e-4)
-            yield pixels, cumulate(weight / sum_in_float32(weight))
+                sums = cv2.integral((np.add(blue, green, dtype=np.uint16) + red) * counted[top:][:tall], sdepth=cv2.CV_64F)
+                d = sums.take(lower + side) - sums.take(lower) - sums.take(upper + side) + sums.take(upper)
+                weight[number] = candidate[dy:, dx:][y, x] / np.maximum(d**self.pow, 1e-4)
+            yield pixels, cumulate(weight / sum_in_float32(weight))  # divided first as the authors do, for the same rounding
 
     def colours(self, pixels, place):
-        """Return the colours (F, 3) uint8 of the candidates that pixels have drawn. place: (F,), of their windows."""
+        """Return the colours (F, 3) uint8 of the candidates that pixels have drawn. place: (F,), of 0 to S - 1."""
         return self.flat.take(pixels + self.shift.take(place), axis=0)
 
-    def references(self, sdr_num=50, seed=0, independent=False):
-        """Yield SDRs one by one, each (H, W, 3) uint8: see `utils.sampling.draw_references`."""
-        return draw_references(self, sdr_num, seed, independent)
+    references = draw_references
 
 
 def sum_in_float32(weight):
-    """Return the sum of the weights above 0 in each column of (S, F) float32, to the bit as np.sum adds them up alone.
+    """Return the sums of the columns of (S, F) float32, to the bit as np.sum adds up the weights above 0 alone.
 
     NumPy adds in pairs, which zeros in between would change. So columns with equally many weights are added up together.
     """

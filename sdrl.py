@@ -26,7 +26,7 @@ PAPER = Recipe(epoch=100, steps=0, lr=1e-3, identity=False, average=0.0, crop_si
 
 
 def derain(model, rainy, references, recipe=PAPER, report=None):
-    """Train a fresh network on one rainy image against its references, in their order; return the derained image.
+    """Train a network on one rainy image against its references, in their order; return the derained image.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def derain(model, rainy, references, recipe=PAPER, report=None):
 
 
 def learn_references(model, rainy, references, recipe=PAPER, report=None):
-    """Take a step of Adam on mean((f(x) - y_n)^2) for each reference y_n, x being the rainy image; return the derained image.
+    """Train on a stream of references y_n, a step of Adam on mean((f(x) - y_n)^2) each; return the derained image f(x).
 
     references: an iterable of (H, W, 3) uint8 BGR tensors on the model's device. Returns (H, W, 3) uint8 BGR. Raises as `fit`
     and `infer` do.
@@ -125,7 +125,7 @@ def add_flags(parser):
 
 
 def recipe_of(args):
-    """Return the `Recipe` of parsed flags: what was given, else its values. Raises ImageError for epochs of the fast one."""
+    """Return a recipe's values, replaced by the flags that are given. Raises ImageError for epochs of the fast one."""
     if args.recipe == "fast" and hasattr(args, "epoch"):
         raise ImageError("--epoch is of --recipe=paper; --recipe=fast is told how long to learn by --steps")
     given = {name: getattr(args, name) for name in Recipe._fields if hasattr(args, name)}

@@ -32,14 +32,14 @@ AVERAGE = 0.999  # fast: decay of the mean that is taken of recent weights
 
 
 class Order(DistributedSampler):
-    """Every photograph once an epoch, in an order drawn anew; items are named by (epoch, index)."""
+    """A sampler of every photograph once an epoch, shuffled anew; items are indexed by (epoch, index)."""
 
     def __iter__(self):
         return ((self.epoch, index) for index in super().__iter__())
 
 
 def gather_images(images, references_path, hint):
-    """Pair all photographs with their references, of the same size; print a line for each one that cannot be.
+    """Pair photographs with their references; print a line for each one that has none of its size.
 
     images: {stem: path}. Returns ([(path, [paths of its references])], how many were left out). Raises ImageError where none
     is left.
@@ -60,7 +60,7 @@ def gather_images(images, references_path, hint):
 
 
 def restore(path, model, mean, optimizer):
-    """Go on from a file that a training left: put it into its networks and its Adam; returns the losses of its epochs.
+    """Load the checkpoint that a training left into its networks and its Adam; returns the losses of its epochs.
 
     Raises ImageError where it does not belong there.
     """
@@ -77,7 +77,7 @@ def restore(path, model, mean, optimizer):
 
 
 def save(folder, model, mean, optimizer, losses, about):
-    """Write the losses, the network and all that is needed to go on.
+    """Save the loss curve, the network and the checkpoint to go on from.
 
     The progress comes last: where a kill lets only some of them be written, some epochs are done again.
     """

@@ -16,7 +16,7 @@ CHUNK = 1 << 20  # weights held at once, about: photographs are worked on in str
 
 
 def strips(filled, size):
-    """Yield (first row, flat indices of the filled pixels) of strips, of about `size` pixels, of a mask (H, W) bool."""
+    """Split a mask (H, W) bool into strips of about `size` pixels; yield each one's first row and set pixels, flat indices."""
     height, width = filled.shape
     rows = max(1, size // width)
     for top in range(0, height, rows):

@@ -13,13 +13,13 @@ from utils.inference import mixed_precision, model_device
 
 
 class Recipe(NamedTuple):
-    """How a network learns and runs; each is a flag."""
+    """Hyperparameters of learning and of running a network; each is a flag."""
 
     epoch: int  # times that every reference is used, where steps does not say how long to learn
     steps: int
     lr: float  # learning rate of Adam
     identity: bool  # start at f(x) = x
-    average: float  # decay of the mean that is taken of recent weights; 0: none
+    average: float  # decay of the exponential moving average of the weights; 0: none
     crop_size: int  # pixels a side of random squares to learn from; 0: the whole photograph
     batch_size: int  # squares in a step
     seed: int = 3
@@ -58,7 +58,7 @@ def fit(model, pairs, optimizer, criterion, recipe, report=None):
 
 
 def learn_step(model, x, y, optimizer, criterion, precision, mean=None):
-    """Take a step towards f(x) = y, here and in sdrl_all.py; returns the loss.
+    """Take an optimiser step on criterion(f(x), y), here and in sdrl_all.py; returns the loss.
 
     precision: as from `mixed_precision`. mean: of the weights, as from `averaged`, which is kept up to date.
     """
@@ -76,7 +76,7 @@ def learn_step(model, x, y, optimizer, criterion, precision, mean=None):
 
 
 def averaged(model, decay):
-    """Return the exponential mean of a network's weights: a network, `module`, that `update_parameters` keeps up to date."""
+    """Return the exponential moving average of a network: its `module`, which `update_parameters` keeps up to date."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
@@ -99,7 +99,7 @@ class Crops(Dataset):
 
     @cached_property
     def read(self):
-        """`read_image` with a memory, which each process that prepares crops begins for itself."""
+        """`read_image` with a cache, one in each process that prepares crops."""
         return lru_cache(self.kept)(read_image)
 
     def __len__(self):

@@ -10,9 +10,9 @@ scale into the layers and references (`utils.image.png_bytes`), and the next one
 import cv2
 import numpy as np
 
-from utils.fast import layer as rain
 from utils.fast.direction import thin_scale
 from utils.fast.guided import GuidedSampler
+from utils.fast.layer import estimate_layer
 from utils.image import check_image, shrink
 
 
@@ -44,7 +44,7 @@ def derain(photograph, learner=None, strength=1.0, layer=None, scale=None):
     scale = scale or thin_scale(photograph)
     small = shrink(photograph, scale)
     if layer is None:
-        layer = enlarge_layer(rain.rain_layer(small, strength), photograph)
+        layer = enlarge_layer(estimate_layer(small, strength), photograph)
     expectation = GuidedSampler(small, shrink(layer, scale)).expectation()
     fused = np.rint(enlarge_derained(expectation, small, photograph)).astype(np.uint8)
     if learner is None:
@@ -53,16 +53,17 @@ def derain(photograph, learner=None, strength=1.0, layer=None, scale=None):
 
 
 def rain_layer(photograph, strength=1.0, scale=None):
-    """Return the rain layer of a photograph: the first half of `derain`, which says what the arguments are."""
+    """Return the rain layer of a photograph, (H, W) uint8 in grey levels. Arguments and errors as of `derain`."""
     check_image(photograph)
     small = shrink(photograph, scale or thin_scale(photograph))
-    return enlarge_layer(rain.rain_layer(small, strength), photograph)
+    return enlarge_layer(estimate_layer(small, strength), photograph)
 
 
 def guided_references(photograph, layer, scale=1, **draws):
-    """Return (an iterator over guided samples, their exact mean), each (H, W, 3) uint8: the second half of `derain`.
+    """Draw stochastic references of a photograph by its rain layer; return (an iterator over them, their exact mean).
 
-    draws: as of `utils.sampling.draw_references`.
+    photograph, references and mean: (H, W, 3) uint8 BGR; layer: (H, W) uint8; scale: as from `thin_scale`. draws: as of
+    `utils.sampling.draw_references`.
     """
     small = shrink(photograph, scale)
     sampler = GuidedSampler(small, shrink(layer, scale))
@@ -71,9 +72,9 @@ def guided_references(photograph, layer, scale=1, **draws):
 
 
 def derain_by_learning(photograph, fused, learner, scale=1):
-    """Derain a photograph by a learner, given the mean of its guided samples, (H, W, 3) uint8 or float: the end of `derain`.
+    """Derain a photograph by a learner, given the mean of its guided samples, (H, W, 3) uint8 or float.
 
-    Without a learner it is this mean, rounded. Raises ValueError where shapes do not match.
+    Without a learner the result is this mean, rounded. Other arguments as of `derain`. Raises ValueError where shapes differ.
     """
     check_image(photograph)
     if fused.shape != photograph.shape:
@@ -91,7 +92,7 @@ def enlarge_layer(layer, photograph):
 
 
 def enlarge_derained(derained, small, photograph):
-    """Return the photograph less what its shrunk version has lost when it was derained, of the type of `derained`."""
+    """Subtract from a photograph what its shrunk version lost when it was derained; returns the type of `derained`."""
     if small.shape == photograph.shape:
         return derained
     lost = cv2.resize(small - derained.astype(np.float32), photograph.shape[1::-1], interpolation=cv2.INTER_CUBIC)

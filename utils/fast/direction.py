@@ -14,7 +14,7 @@ PLACES = 8  # a side: the grid of places around which lines are measured
 ACROSS, ALONG = 7, 9  # pixels: rain is thinner than the one and longer than the other
 MARGIN = 8  # pixels: what is farther away does not change a top-hat response
 FLOOR = 0.02  # grey levels added to the response to dark lines, as drawings have none
-SMALLEST, LARGEST = 75_000, 3_000_000  # pixels of a photograph at the scales that are tried
+FEWEST_PIXELS, MOST_PIXELS = 75_000, 3_000_000  # of a photograph at the scales that are tried
 
 
 def rotation_matrix(height, width, degrees):
@@ -46,7 +46,7 @@ def rotate_upright(image, degrees):
 
 
 def brightness_and_chroma(image):
-    """Return the mean of the channels (H, W) and the chroma (R - G, G - B), (H, W, 2), blurred by a pixel; float32."""
+    """Return the mean of the channels, (H, W), and the chroma (red - green, green - blue), blurred, (H, W, 2); float32."""
     blue, green, red = cv2.split(image.astype(np.float32))
     chroma = cv2.merge([red - green, green - blue])
     return (blue + green + red) / 3, cv2.GaussianBlur(chroma, (0, 0), 1)
@@ -104,7 +104,7 @@ class LineStatistics(dict):
 
 
 def direction_scores(statistics, scene_prior):
-    """Return how likely rain is in each direction that was measured, {degrees: score}.
+    """Score the directions that were measured for rain, {degrees: score}; the largest is the most likely.
 
     The score is W^1.75 / B of the white and black responses: with W^2 upright houses win over fine rain, with W the few dark
     lines decide. Rain falls everywhere, so lines count against how many a place has in all directions. scene_prior: whether
@@ -115,10 +115,10 @@ def direction_scores(statistics, scene_prior):
     statistics: `LineStatistics`, with all DIRECTIONS.
     """
     measured = np.array(sorted(statistics))
-    usual = np.mean([statistics[degrees].sum(axis=1) for degrees in DIRECTIONS], axis=0)[:, None] + 0.05
-    even = np.array([(statistics[degrees] / usual).mean(axis=0) for degrees in measured]) * usual.mean()
-    opposite = np.transpose([np.interp(-measured, measured, response) for response in even.T])
-    white, black = (even - 0.4 * scene_prior * np.minimum(even, opposite)).T
+    mean_response = np.mean([statistics[degrees].sum(axis=1) for degrees in DIRECTIONS], axis=0)[:, None] + 0.05
+    relative = np.array([(statistics[degrees] / mean_response).mean(axis=0) for degrees in measured]) * mean_response.mean()
+    opposite = np.transpose([np.interp(-measured, measured, response) for response in relative.T])
+    white, black = (relative - 0.4 * scene_prior * np.minimum(relative, opposite)).T
     slanted = 1 + 0.3 * scene_prior * np.sin(np.radians(2 * measured)) ** 2
     return dict(zip(measured.tolist(), slanted * white**1.75 / (black + FLOOR)))
 
@@ -154,7 +154,7 @@ def thin_scale(image):
     W^2 / B of the white and black responses (ours). image: (H, W, 3) uint8 BGR.
     """
     pixels = image.shape[0] * image.shape[1]
-    scales = [2**n for n in range(16) if SMALLEST <= pixels / 4**n <= LARGEST] or [1]
+    scales = [2**n for n in range(16) if FEWEST_PIXELS <= pixels / 4**n <= MOST_PIXELS] or [1]
     if len(scales) == 1:
         return scales[0]
     amounts = {}

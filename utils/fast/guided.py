@@ -10,7 +10,7 @@ from utils.sampling import CHUNK, cumulate, draw_references, strips
 WINDOW = 11  # pixels a side of the window that candidates come from
 RAIN, SPACE, CHROMA, PATTERN, BRIGHTNESS = 4, 18, 50, 288, 128  # divisors of a weight's exponents, found by trials
 UNCERTAINTY = 100  # grey levels of rain behind which the background's brightness is known half as well
-SMALLEST = -87  # least exponent of a weight: processors are slow with float32 numbers that are smaller still
+MIN_EXPONENT = -87  # least exponent of a weight: processors are slow with float32 numbers that are smaller still
 SATURATED = 254  # grey levels: a channel that rain has driven so far may have been cut off at 255
 STRIP = 1 << 15  # pixels that the expectation works on at once: their arrays fit a processor's cache of 2 MB
 
@@ -18,9 +18,9 @@ STRIP = 1 << 15  # pixels that the expectation works on at once: their arrays fi
 class GuidedSampler:
     """Stochastic references from a photograph and its rain layer: built once, drawn from as often as needed.
 
-    The photograph is I = B + R. L is the mean of B's channels, C = (R - G, G - B) of I's. D is the layer R with gaps of up to 4
-    pixels between streaks filled up (a closing by 5x5), as there, too, the background is uncertain. A pixel p with rain
-    draws a place q of the window around it, p itself included, with the weight
+    The photograph is I = B + R. L is the mean of B's channels, C = (red - green, green - blue) of I's. D is the layer R with
+    gaps of up to 4 pixels between streaks filled up (a closing by 5x5), as there, too, the background is uncertain. A pixel
+    p with rain draws a place q of the window around it, p itself included, with the weight
 
         exp(-D(q)/RAIN - |p-q|^2/SPACE - |C(p)-C(q)|^2/CHROMA
             - (m(p,q)/PATTERN + (L(p)-L(q))^2/BRIGHTNESS) / (1 + D(p)/UNCERTAINTY)),
@@ -51,7 +51,7 @@ class GuidedSampler:
         self.rainy, self.mix = closed > 0, 1 - np.exp(-closed / RAIN)
         self.most = rainy_mean - (1 - self.mix) * mean  # less mix * L(q), it is what a draw subtracts from the channels
         self.brightness, self.background = pad(mean), np.stack([pad(plane) for plane in background])
-        self.rain_term = pad(np.maximum(-closed / RAIN, -70))  # above SMALLEST, so that a pixel's own weight stays the larger
+        self.rain_term = pad(np.maximum(-closed / RAIN, -70))  # above MIN_EXPONENT, so that a pixel's own weight stays the larger
         self.chroma = [pad((b - a) / np.float32(CHROMA**0.5)) for a, b in zip(channels, channels[1:])]
         self.chroma_sign = np.where(np.max(channels, axis=0) < SATURATED, np.float32(-1), np.float32(0))
         self.certainty = 1 / (1 + closed / UNCERTAINTY)
@@ -61,7 +61,7 @@ class GuidedSampler:
         self.shift = (dy * self.brightness.shape[1] + dx).ravel()  # of each place, in flat pixels of the padded planes
 
     def weights(self, top, bottom):
-        """Yield, place by place, the weights of all pixels in rows top to bottom, (rows, W) float32, and where q is, padded."""
+        """Yield, for each place of the window, the weights of rows top to bottom, (rows, W) float32, and q's padded slices."""
         tall, wide, reach = bottom - top, self.shape[1], WINDOW // 2
 
         def at(plane, dy, dx, around=0):
@@ -77,10 +77,10 @@ class GuidedSampler:
             chroma = cv2.accumulateProduct(second, second, cv2.multiply(first, first))  # adds a product to its last argument
             exponent = cv2.accumulateProduct(chroma, self.chroma_sign[top:bottom], exponent)
             place = slice(top + dy + 1, bottom + dy + 1), slice(dx + 1, dx + 1 + wide)
-            yield cv2.exp(np.maximum(exponent, SMALLEST)), place
+            yield cv2.exp(np.maximum(exponent, MIN_EXPONENT)), place
 
     def expectation(self):
-        """Return the mean of infinitely many SDRs that are not rounded, (H, W, 3) float32 in [0, 255]."""
+        """Return the exact expectation of an SDR before rounding, (H, W, 3) float32 in [0, 255]."""
         expected = self.flat.reshape(self.shape).astype(np.float32)
         for top, pixels in strips(self.rainy, STRIP):
             rows = slice(top, pixels[-1] // self.shape[1] + 1)
@@ -105,7 +105,7 @@ class GuidedSampler:
             yield pixels, cumulate(np.stack([weight.take(pixels - top * self.shape[1]) for weight, _ in weights]))
 
     def colours(self, pixels, place):
-        """Return the pixels' colours less the same whole levels in each channel, down to 0; B's where one is saturated."""
+        """Return the pixels' colours less the drawn amount of rain, (F, 3) uint8; B's where a channel is saturated."""
         padded = pixels + pixels // self.shape[1] * 2 * self.margin + self.margin * (self.shape[1] + 2 * self.margin + 1)
         drawn = padded + self.shift.take(place)
         amount = self.most.take(pixels) - self.mix.take(pixels) * self.brightness.take(drawn)
@@ -114,6 +114,4 @@ class GuidedSampler:
         less = colours - np.minimum(colours, amount.clip(0, 255).round().astype(np.uint8)[:, None])
         return np.where(colours >= SATURATED, np.minimum(colours, background.round().astype(np.uint8)), less)
 
-    def references(self, sdr_num=50, seed=0, independent=False):
-        """Yield SDRs one by one, each (H, W, 3) uint8: see `utils.sampling.draw_references`."""
-        return draw_references(self, sdr_num, seed, independent)
+    references = draw_references

@@ -1,8 +1,8 @@
 """The rain layer R of a rainy photograph I = B + R: how many grey levels the rain adds at every pixel.
 
 Rain adds the same light to red, green and blue, is thin across and long along one direction, and rare. So where the chroma
-C = (R - G, G - B) changes, the background changes, not the rain. `rain_layer` rotates the photograph so that rain is upright,
-chooses the sparsity weight of rain from the photograph's line statistics, and solves for R.
+C = (red - green, green - blue) changes, the background changes, not the rain. `estimate_layer` rotates the photograph so that
+rain is upright, chooses the sparsity weight of rain from the photograph's line statistics, and solves for R.
 """
 import math
 
@@ -110,12 +110,12 @@ def inverse_spectrum(height, width):
     return inverse.astype(np.float32)
 
 
-def differences(plane, axis, transposed=False):
-    """Return the forward differences of (h, w) along an axis, periodic; or what their transposed operator gives."""
+def differences(plane, axis, adjoint=False):
+    """Return the periodic forward differences of (h, w) along an axis, or what their adjoint gives."""
     result, step = np.empty_like(plane), plane.shape[1] if axis == 0 else 1
     flat, flat_result = plane.ravel(), result.ravel()
     lines, ends = (plane, result) if axis == 0 else (plane.T, result.T)
-    if transposed:
+    if adjoint:
         np.subtract(flat[:-step], flat[step:], out=flat_result[step:])
         np.subtract(lines[-1], lines[0], out=ends[0])
     else:
@@ -125,14 +125,14 @@ def differences(plane, axis, transposed=False):
 
 
 def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
-    """Estimate the rain R, 0 <= R <= Y, of an image in which it is upright: a low point of
+    """Estimate the rain R, 0 <= R <= Y, of an image in which it is upright, by ADMM stopped early on
 
         sum c |D_along R|  +  sum b R  +  sum w |D_across (R - Y)|.
 
     Rain changes little along itself and is sparse, and the background changes little across it, except where the chroma
-    does: w. The sparsity weight b is reweighted (ours); c is ALONG_WEIGHT. ADMM with scaled multipliers; each step's R is
-    clipped to [0, Y] before the next one, which makes it other than the minimum, and better by 3 dB; it is stopped early,
-    which leaves wide things alone. Differences are forward and periodic.
+    does: w. The sparsity weight b is reweighted (ours); c is ALONG_WEIGHT. Multipliers are scaled; each step's R is
+    clipped to [0, Y] before the next one, which makes it other than the minimum, and better by 3 dB; stopping
+    early leaves wide things alone. Differences are forward and periodic.
 
     brightness: Y, (h, w) float32 in [0, 1], of a size that suits cv2.dft; weight: w, (h, w) float32; sparsity: b in the first
     round, later times `reweighting`; valid: (h, w) uint8. Returns (h, w) float32.
@@ -157,9 +157,9 @@ def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
             across += across_dual
             across_dual = cv2.min(cv2.max(across, lower), upper)
             right = cv2.scaleAdd(sparse_dual, -2, sparse)
-            right += differences(cv2.scaleAdd(along_dual, -2, along), 0, transposed=True)
+            right += differences(cv2.scaleAdd(along_dual, -2, along), 0, adjoint=True)
             across += change
-            right += differences(cv2.scaleAdd(across_dual, -2, across), 1, transposed=True)
+            right += differences(cv2.scaleAdd(across_dual, -2, across), 1, adjoint=True)
             spectrum = cv2.dft(right)
             spectrum *= inverse
             rain = cv2.dft(spectrum, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE)
@@ -167,7 +167,7 @@ def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
     return rain
 
 
-def rain_layer(image, strength=1.0, direction=None):
+def estimate_layer(image, strength=1.0, direction=None):
     """Estimate the rain layer of a photograph whose rain is thin, (H, W) float32 in grey levels, not rounded.
 
     image: (H, W, 3) uint8 BGR. strength: the sparsity weight is divided by it: above 1 more is taken for rain, streaks as well

@@ -68,7 +68,7 @@ def learnt_rain(model, rainy, background, recipe=FAST):
 
 
 def rain_between(rainy, derained):
-    """Return the rain that was subtracted, (H, W) float32 in grey levels: of the channels, one that did not reach 0."""
+    """Return the rain between two images, (H, W) float32 in grey levels: the largest difference of a channel, at least 0."""
     return np.maximum((rainy - derained.astype(np.float32)).max(axis=2), 0)
 
 
@@ -94,7 +94,7 @@ def self_made_rain(background, rain, recipe=FAST):
 
 
 def overlays(mean):
-    """Return how often rain of this mean, in grey levels, is laid over itself to make rain that teaches something: 1 to 4."""
+    """Return how many windows of rain of this mean, in grey levels, are added up so that they teach something: 1 to 4."""
     return min(max(round(DENSITY / max(mean, 1e-3)), 1), 4)
 
 
