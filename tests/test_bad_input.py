@@ -257,7 +257,7 @@ MODEL, GOOD = torch.nn.Conv2d(3, 3, 1), np.zeros((40, 40, 3), np.uint8)
 
 @pytest.mark.parametrize("image", [GOOD / 255, GOOD[..., 0], [[1]], None, GOOD[..., [0, 1, 2, 2]], GOOD[:0]], ids=str)
 @pytest.mark.parametrize("call", [fast.derain, fast.rain_layer, lambda image: derain(MODEL, image, GOOD[None], PAPER),
-                                  lambda image: fast.derain_by_learning(image, GOOD, None)])
+                                  lambda image: fast.derain_by_learning(image, GOOD, None, 1)])
 def test_arrays_that_are_no_photographs(call, image):
     """Float, grey, RGBA, lists: a ValueError that says what is expected."""
     with pytest.raises(ValueError, match=r"an image must be an array of uint8 \(height, width, 3\), blue, green, red, not "):

@@ -174,14 +174,14 @@ def test_the_fast_recipe_writes_what_its_functions_return(copy):
     for stem in ("rue", "lac"):
         rainy, layer = read_image(place / f"input/{stem}.png"), read_mask(place / f"ldgp/{stem}.png")
         assert layer.any() and np.array_equal(layer, fast.rain_layer(rainy))
-        references, fused = fast.guided_references(rainy, layer, sdr_num=3)
+        references, fused = fast.guided_references(rainy, layer, 1, sdr_num=3)
         references = np.stack(list(references))
         for n, reference in enumerate(references):
             assert np.array_equal(read_image(place / f"sdr/{stem}/{n}.png"), reference)
         for folder in (place / "sdr(fuse)", copy / "plain"):
             assert np.array_equal(read_image(folder / f"{stem}.png"), fused)
         recipe, mean = FAST._replace(steps=2), np.mean(references, axis=0, dtype=np.float32)
-        expected = fast.derain_by_learning(rainy, mean, own_rain.learner(recipe=recipe))
+        expected = fast.derain_by_learning(rainy, mean, own_rain.learner(recipe=recipe), 1)
         assert np.abs(read_image(place / f"result/{stem}.png").astype(int) - expected).max() <= 1
 
 

@@ -27,7 +27,7 @@ DEMO = {
 }
 
 
-def rain_layer(shape, seed, tilt=10, density=3.0, length=(12, 60), thickness=(0.5, 1.8), brightness=(20, 170), spread=2):
+def draw_streaks(shape, seed, tilt=10, density=3.0, length=(12, 60), thickness=(0.5, 1.8), brightness=(20, 170), spread=2):
     """Rain alone: an array of this shape (height, width), int64, of what each pixel gains; streaks that cross add up.
 
     seed: 0 to 2**32 - 1. tilt: degrees from the vertical; at a positive tilt rain falls to the lower left. density: streaks
@@ -65,11 +65,11 @@ def between(random, low, high):
 def add_rain(image, seed, **options):
     """A photograph with rain streaks added to its three channels and cut off at 255.
 
-    image: (H, W, 3) uint8. seed, options: as `rain_layer` has them. Returns the same shape, uint8.
+    image: (H, W, 3) uint8. seed, options: as `draw_streaks` has them. Returns the same shape, uint8.
     Raises ValueError for another shape or type.
     """
     check_image(image)
-    layer = rain_layer(image.shape[:2], seed, **options)
+    layer = draw_streaks(image.shape[:2], seed, **options)
     return np.minimum(image + layer[..., None], 255).astype(np.uint8)
 
 

@@ -3,9 +3,10 @@
     from utils import fast
     derained, layer = fast.derain(image)
 
-Rain of a large photograph is wide. All work is done at the scale at which it is thin: the photograph is shrunk once, and what
-was subtracted there is enlarged once, so that the photograph keeps its details. The stages that hand files on write that
-scale into the layers and references (`utils.image.png_bytes`), and the next one reads it there.
+Rain of a large photograph is wide. So rain is found, sampled and learnt at the scale at which it is thin: `derain` shrinks the
+photograph once, and enlarges what is to be subtracted, so that the photograph keeps its details. The stages that hand files
+on write that scale into the layers and references (`utils.image.png_bytes`), and the next one reads it there. A program of
+your own may call `utils.cli.keep_memory` first, as the scripts do: it saves a third of the time.
 """
 import cv2
 import numpy as np
@@ -23,17 +24,19 @@ def derain(photograph, learner=None, strength=1.0, layer=None, scale=None):
     ----------
     photograph : (H, W, 3) uint8, BGR
     learner : callable, optional
-        What learns or has learnt: from the shrunk photograph and its background, (h, w, 3) uint8 each, to the rain to
-        subtract, (h, w, 3) float32 in grey levels. See `utils.fast.own_rain.learner`.
+        A function of the shrunk photograph and its background, (h, w, 3) uint8 each, that returns the rain to subtract,
+        (h, w, 3) float32 in grey levels: `utils.fast.own_rain.learner()`. Without it nothing is learnt.
     strength : float above 0
-        Above 1, more is taken for rain.
-    layer, scale
-        As from `rain_layer` and `thin_scale`, where they are known already.
+        Above 1, more is taken for rain. Of no effect on a layer that is given.
+    layer : (H, W) uint8, optional
+        As from `rain_layer`.
+    scale : int, optional
+        As from `thin_scale`.
 
     Returns
     -------
     derained : (H, W, 3) uint8, BGR
-    layer : (H, W) uint8, the rain layer in grey levels
+    layer : (H, W) uint8, the rain layer before learning, in grey levels
 
     Raises
     ------
@@ -45,6 +48,8 @@ def derain(photograph, learner=None, strength=1.0, layer=None, scale=None):
     small = shrink(photograph, scale)
     if layer is None:
         layer = enlarge_layer(estimate_layer(small, strength), photograph)
+    elif np.shape(layer) != photograph.shape[:2]:
+        raise ValueError(f"the layer of this photograph must be {photograph.shape[:2]}, not {np.shape(layer)}")
     expectation = GuidedSampler(small, shrink(layer, scale)).expectation()
     fused = np.rint(enlarge_derained(expectation, small, photograph)).astype(np.uint8)
     if learner is None:
@@ -59,7 +64,7 @@ def rain_layer(photograph, strength=1.0, scale=None):
     return enlarge_layer(estimate_layer(small, strength), photograph)
 
 
-def guided_references(photograph, layer, scale=1, **draws):
+def guided_references(photograph, layer, scale, **draws):
     """Draw stochastic references of a photograph by its rain layer; return (an iterator over them, their exact mean).
 
     photograph, references and mean: (H, W, 3) uint8 BGR; layer: (H, W) uint8; scale: as from `thin_scale`. draws: as of
@@ -71,7 +76,7 @@ def guided_references(photograph, layer, scale=1, **draws):
     return references, np.rint(enlarge_derained(sampler.expectation(), small, photograph)).astype(np.uint8)
 
 
-def derain_by_learning(photograph, fused, learner, scale=1):
+def derain_by_learning(photograph, fused, learner, scale):
     """Derain a photograph by a learner, given the mean of its guided samples, (H, W, 3) uint8 or float.
 
     Without a learner the result is this mean, rounded. Other arguments as of `derain`. Raises ValueError where shapes differ.

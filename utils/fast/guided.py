@@ -51,7 +51,7 @@ class GuidedSampler:
         self.rainy, self.mix = closed > 0, 1 - np.exp(-closed / RAIN)
         self.most = rainy_mean - (1 - self.mix) * mean  # less mix * L(q), it is what a draw subtracts from the channels
         self.brightness, self.background = pad(mean), np.stack([pad(plane) for plane in background])
-        self.rain_term = pad(np.maximum(-closed / RAIN, -70))  # above MIN_EXPONENT, so that a pixel's own weight stays the larger
+        self.rain_term = pad(np.maximum(-closed / RAIN, -70))  # above MIN_EXPONENT, so a pixel's own weight stays larger
         self.chroma = [pad((b - a) / np.float32(CHROMA**0.5)) for a, b in zip(channels, channels[1:])]
         self.chroma_sign = np.where(np.max(channels, axis=0) < SATURATED, np.float32(-1), np.float32(0))
         self.certainty = 1 / (1 + closed / UNCERTAINTY)

@@ -5,7 +5,7 @@ reference, the background as far as the guided samples know it. The rain is what
 photograph. So the network learns from the scene itself which of its lines are no rain.
 """
 import itertools
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -33,12 +33,12 @@ def recipe_for(backbone):
 
 
 def learner(backbone="Unet", device="cpu", recipe=None, report=None):
-    """Return a learner for `utils.fast.derain`: a fresh network that learns from the photograph.
+    """Return a learner for `utils.fast.derain`, which trains a fresh network on each photograph.
 
     backbone: a key of `models.BACKBONES`. recipe: by default the backbone's. report: called with each step's loss.
     """
     recipe = recipe or recipe_for(backbone)
-    return partial(learn, fresh_model(backbone, device, recipe), recipe=recipe, report=report)
+    return lambda rainy, background: learn(fresh_model(backbone, device, recipe), rainy, background, recipe, report)
 
 
 def learn(model, rainy, background, recipe=FAST, report=None):
