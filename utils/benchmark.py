@@ -3,11 +3,15 @@
     python -m utils.benchmark ldgp --data_path="./dataset/Rain100L" --limit=40
 
 All is measured on one core, over the first --limit photographs: the median and the quartiles of their times, each of which is
-the median of --repeats. For the growth a photograph is cut or tiled to each size.
+the median of --repeats. For the growth a photograph is cut or tiled to each size. sdrl also learns on all cores, alone and
+beside another process that keeps a core busy.
 """
+import contextlib
 import math
 import os
 import platform
+import subprocess
+import sys
 import time
 import timeit
 from pathlib import Path
@@ -43,7 +47,7 @@ def draw(sampler):
         pass
 
 
-FROM_FILE, NSS = "LDGP, from the file to the mask", "NSS, 50 references"
+FROM_FILE, NSS, FAST_STEPS = "LDGP, from the file to the mask", "NSS, 50 references", "fast, 50 steps of 750"
 WORK = {
     "ldgp": {
         FROM_FILE: lambda case: rain_mask(read_image(case.path)),
@@ -59,7 +63,7 @@ WORK = {
     "sdrl": {
         "paper, 10 steps of 5,000": lambda case: derain(fresh_model("Unet"), case.image, case.image[None],
                                                         PAPER._replace(steps=10)),
-        "fast, 50 steps of 750": lambda case: derain_photograph(case.image, True, recipe=FAST._replace(steps=50)),
+        FAST_STEPS: lambda case: derain_photograph(case.image, True, recipe=FAST._replace(steps=50)),
     },
 }
 
@@ -82,9 +86,37 @@ def tile(array, megapixels):
     return array.take(range(height), axis=0, mode="wrap").take(range(width), axis=1, mode="wrap")
 
 
+@contextlib.contextmanager
+def busy_process():
+    """Keep a core busy by another process, which ends with the block, or with this process, however that ends."""
+    code = ("import os, sys, threading\n"
+            "threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()  # where the pipe from this process closes\n"
+            "while True: pass")
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure_beside(cases, args):
+    """Print how long learning takes with a thread a core, alone and beside another busy process."""
+    def middle():
+        return np.median([seconds(WORK["sdrl"][FAST_STEPS], case, args.repeats) for case in cases])
+
+    alone = middle()
+    with busy_process():
+        beside = middle()
+    print(markdown([[f"a photograph, threads: {torch.get_num_threads()}", "alone", "beside another busy process", "ratio"],
+                    [FAST_STEPS, scaled(alone), scaled(beside), f"{beside / alone:.2f}"]]), end="\n\n", flush=True)
+
+
 def measure(cases, args):
     """Print the times of a stage's work on one core, and how they grow."""
     work = WORK[args.stage]
+    if args.stage == "sdrl":
+        measure_beside(cases, args)  # first, as below all threads share a core
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     cv2.setNumThreads(1)
