@@ -15,7 +15,7 @@ import numpy as np
 
 from ldgp import thin_scale
 from utils import cli
-from utils.image import (PNG_FAST, ImageError, check_image, check_size, companion, list_images, png_bytes, read_image,
+from utils.image import (PNG_FAST, ImageError, check_image, check_size, list_images, matching_file, png_bytes, read_image,
                          read_mask, shrink)
 from utils.progress import each_image
 from utils.results import Results, check_made_for
@@ -368,7 +368,7 @@ def main(args):
     settings.update({} if fast else nss_options(args))
 
     def sources(path):
-        return path, companion(masks, path, masks_path, hint)
+        return path, matching_file(masks, path, masks_path, hint)
 
     about = settings, {"input": source, "ldgp": masks_path}, sources
     references = Results("sdr.py", save_path, *about, suffix="", overwrite=args.overwrite, flag="--save_path")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import utils  # noqa: F401  before torch: how its threads wait
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from ldgp import thin_scale
 from models import BACKBONES, build
 from utils import cli
 from utils.image import (ImageError, check_image, check_size, list_images, photograph_bytes, read_image, read_photograph,
-                         shrink, take_off, tensor_to_uint8, uint8_to_tensor)
+                         shrink, subtract_rain, tensor_to_uint8, uint8_to_tensor)
 from utils.inference import infer, mixed_precision, model_device
 from utils.progress import each_image
 from utils.results import Results, check_made_for
@@ -135,7 +134,7 @@ def take_off_learnt(model, rainy, fused, recipe=FAST, scale=1):
     output = infer(model, small, recipe.tile_size, recipe.amp).cpu()
     learnt = 255 * (uint8_to_tensor(small) - output).amin(dim=1)[0].clamp(min=0).numpy()
     trust = TRUST if learnt.mean() > LEARNT * light_between(small, scene).mean() else 0
-    return take_off(rainy, trust * learnt[..., None] + (1 - trust) * found)
+    return subtract_rain(rainy, trust * learnt[..., None] + (1 - trust) * found)
 
 
 def light_between(rainy, derained):

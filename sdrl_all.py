@@ -11,7 +11,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import utils  # noqa: F401  before torch: how its threads wait
-
 import numpy as np
 import torch
 import torch.distributed as dist

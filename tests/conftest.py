@@ -18,7 +18,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import utils  # noqa: F401  before torch: how its threads wait
-
 import cv2
 import numpy as np
 import pytest

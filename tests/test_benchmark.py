@@ -1,7 +1,9 @@
 """The benchmark runs and prints what it measured; how fast anything is, no test asserts."""
+import subprocess
+
 import pytest
 
-from utils.benchmark import busy_process
+from utils.benchmark import BUSY
 
 from conftest import DATA, complaint, inside, script
 
@@ -26,8 +28,9 @@ def test_a_missing_data_set_is_one_line(tmp_path):
 
 
 def test_the_busy_process_ends_with_its_block_and_with_the_one_that_started_it():
-    with busy_process() as process:
+    with subprocess.Popen(BUSY, stdin=subprocess.PIPE) as process:
         assert process.poll() is None
-    assert process.returncode is not None
-    killed = "import os; from utils.benchmark import busy_process\nwith busy_process(): os.kill(os.getpid(), 9)"
-    script("-c", killed, ok=False)  # comes back when all who hold its stdout have ended
+    assert process.returncode == 0
+    script("-c", "import os, subprocess; from utils.benchmark import BUSY\n"
+                 "process = subprocess.Popen(BUSY, stdin=subprocess.PIPE); os.kill(os.getpid(), 9)",
+           ok=False)  # comes back when all who hold its stdout have ended

@@ -1,4 +1,4 @@
-"""What the scripts share, and commands. To be imported before torch, whose threads then sleep while they wait for each other."""
+"""What the scripts share, and commands. Imported before torch, it lets the threads of torch sleep while they wait."""
 import os
 
 # Read when torch is loaded. Threads that wait awake take the core, beside another busy process, from the one they wait for.

@@ -6,7 +6,6 @@ All is measured on one core, over the first --limit photographs: the median and 
 the median of --repeats. For the growth a photograph is cut or tiled to each size. sdrl also learns on all cores, alone and
 beside another process that keeps a core busy.
 """
-import contextlib
 import math
 import os
 import platform
@@ -31,6 +30,9 @@ from utils.tables import markdown
 
 MEGAPIXELS = [0.15, 0.6, 2.4, 9.6]  # the first is about what Rain100L has
 THRESHOLD = 10  # of NSS: what is above it in a mask is filled
+BUSY = [sys.executable, "-c", """import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()
+while True: pass"""]  # keeps a core busy until the pipe to it closes, as it does when this process ends, however that ends
 
 
 class Case(NamedTuple):
@@ -86,27 +88,13 @@ def tile(array, megapixels):
     return array.take(range(height), axis=0, mode="wrap").take(range(width), axis=1, mode="wrap")
 
 
-@contextlib.contextmanager
-def busy_process():
-    """Keep a core busy by another process, which ends with the block, or with this process, however that ends."""
-    code = ("import os, sys, threading\n"
-            "threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()  # where the pipe from this process closes\n"
-            "while True: pass")
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 def measure_beside(cases, args):
     """Print how long learning takes with a thread a core, alone and beside another busy process."""
     def middle():
         return np.median([seconds(WORK["sdrl"][FAST_STEPS], case, args.repeats) for case in cases])
 
     alone = middle()
-    with busy_process():
+    with subprocess.Popen(BUSY, stdin=subprocess.PIPE):
         beside = middle()
     print(markdown([[f"a photograph, threads: {torch.get_num_threads()}", "alone", "beside another busy process", "ratio"],
                     [FAST_STEPS, scaled(alone), scaled(beside), f"{beside / alone:.2f}"]]), end="\n\n", flush=True)
