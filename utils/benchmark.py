@@ -1,4 +1,4 @@
-"""Measure a stage on this machine: how long it takes, and how that grows with the photograph's size.
+"""Measure how long a stage takes on this machine, and how that grows with the size of the photograph.
 
     python -m utils.benchmark ldgp --data_path="./dataset/Rain100L" --limit=40
 
@@ -71,18 +71,18 @@ WORK = {
 
 
 def scaled(seconds):
-    """Seconds as text with a unit and three digits."""
+    """Format seconds with a unit and three digits."""
     scale, unit = (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "us")
     return f"{seconds * scale:.{max(0, 2 - int(math.log10(seconds * scale)))}f} {unit}"
 
 
 def seconds(work, case, repeats):
-    """The median time of a call."""
+    """Return the median time of a call in seconds."""
     return np.median(timeit.repeat(lambda: work(case), number=1, repeat=repeats))
 
 
 def tile(array, megapixels):
-    """A photograph or mask of this size, 3 to 2: cut, or tiled, which keeps its share of rain and its direction."""
+    """Cut or tile a photograph or mask to a size, 3 to 2, which keeps its share of rain and its direction."""
     height = round(math.sqrt(megapixels * 1e6 / 1.5))
     width = round(1.5 * height)
     return array.take(range(height), axis=0, mode="wrap").take(range(width), axis=1, mode="wrap")

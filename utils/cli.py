@@ -72,7 +72,7 @@ def add_inference_flags(parser):
 
 
 def keep_memory():
-    """Keep the memory of deleted arrays for new ones, where glibc would return it: saves a third of a rain layer's time."""
+    """Keep the memory of deleted arrays for new ones, which glibc would return: it saves a third of a rain layer's time."""
     mallopt = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt", None)
     if mallopt:
         mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD: how much is kept
@@ -103,7 +103,7 @@ def start(main, parser):
 
 
 def silence():
-    """Print no traceback of a library's thread or of a deleted object: at the end of a process they tell the user nothing."""
+    """Hide tracebacks of library threads and of deleted objects, which tell the user nothing at the end of a process."""
     sys.excepthook = threading.excepthook = sys.unraisablehook = lambda *_: None
 
 

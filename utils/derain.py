@@ -1,4 +1,4 @@
-"""Take the rain off photographs of your own: no data set, no folders to lay out.
+"""Derain photographs of your own: no data set, no folders to lay out.
 
     python -m utils.derain holiday.jpg photographs/
 

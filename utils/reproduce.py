@@ -25,7 +25,7 @@ SUFFIX = {"paper": "", "fast": "_fast"}  # each recipe has folders of its own
 
 
 def first_images(data, limit):
-    """Copy the first photographs and their clean ones to data/limit_<limit>/, or what is missing there; return that folder."""
+    """Bring data/limit_<limit>/ up to date, a data set of copies of the first photographs and their clean ones; return it."""
     inputs, targets = list_images(data / "input"), list_images(data / "target")
     chosen = list(inputs.values())[:limit]
     stems = dict.fromkeys(target_stem(targets, path.stem) for path in chosen)

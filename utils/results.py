@@ -1,4 +1,4 @@
-"""Which results are done, and of which run: each folder of results holds a run.json that says how they were made.
+"""Results in folders: which are done, and of which run. Each folder holds a run.json that says how they were made.
 
 As `make` has it, a result is done if it is there and not older than what it was made from. Results of another run are archived:
 moved to a sub-folder earlier-1/, earlier-2/, ..., with one line that says so. A folder holds the results of one run.
@@ -87,7 +87,7 @@ class PhotographResults:
         return True
 
     def write(self, image, data):
-        """Write the result of a photograph, an atomic write."""
+        """Write the result of a photograph atomically."""
         write_bytes(self.path(image), data)
 
 
@@ -168,7 +168,7 @@ class Results(PhotographResults):
 
 
 def lock(kind, file, *where):
-    """Return whether this process now has a lock on a file, or on bytes of it; True where there are no locks."""
+    """Lock a file, or bytes of it. Returns False where another process has them; True also where there are no locks."""
     if fcntl is None:
         return True
     try:
@@ -190,7 +190,7 @@ def up_to_date(result, sources):
 
 @contextlib.contextmanager
 def alone_in(folder):
-    """Let one process at a time in here, where the file system has locks."""
+    """Hold a folder for this process alone during a block, where the file system has locks."""
     if fcntl is None:
         yield
         return
