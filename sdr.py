@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from utils import cli, fast
-from utils.image import (ImageError, check_image, check_size, companion, list_images, png_bytes, read_image, read_mask,
+from utils.image import (ImageError, check_image, check_size, list_images, matching_file, png_bytes, read_image, read_mask,
                          read_scale)
 from utils.progress import each_image
 from utils.results import Results, check_made_for, how_to_make_masks
@@ -148,7 +148,7 @@ def main(args):
     settings = {"recipe": args.recipe, **draws, **({} if args.recipe == "fast" else nss_options(args))}
 
     def sources(path):
-        return path, companion(masks, path, masks_path, hint)
+        return path, matching_file(masks, path, masks_path, hint)
 
     about = settings, {"input": source, "ldgp": masks_path}, sources
     references = Results("sdr.py", save_path, *about, suffix="", overwrite=args.overwrite, flag="--save_path")

@@ -7,7 +7,6 @@ import argparse
 from pathlib import Path
 
 import utils  # noqa: F401  before torch: how its threads wait
-
 import numpy as np
 import torch
 import torch.nn.functional as F

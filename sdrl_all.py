@@ -107,7 +107,7 @@ def train(pairs, folder, recipe, device, args):
     crops = (OwnRain if fast else Crops)(pairs, args.crop_size, args.seed, args.cache_gb)
     order = Order(crops, world, rank, seed=args.seed)
     loader = DataLoader(crops, max(args.batch_size // world, 1), sampler=order, num_workers=args.workers,
-                        pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
+                        pin_memory=device.type == "cuda", persistent_workers=args.workers > 0, worker_init_fn=cli.quiet_worker)
     trained, criterion = DistributedDataParallel(model) if world > 1 else model, F.l1_loss if fast else F.mse_loss
     precision, progress = mixed_precision(device, args.amp), Progress(f"sdrl_all.py: {folder / 'model.pkl'}", "epoch")
     about = {"recipe": args.recipe, "backbone": args.backbone, "identity": recipe.identity}

@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 
 import utils  # noqa: F401  before torch: how its threads wait
-
 import torch
 
 from ldgp import find_rain, notice

@@ -15,10 +15,20 @@ BACKBONES = {
 
 
 def build(name, residual=False):
-    """A freshly initialised backbone, drawn from torch's global random generator.
+    """Build a backbone with fresh weights, drawn from torch's global random generator.
 
-    name: a key of BACKBONES; residual: start at the identity (see the classes).
-    Raises ValueError for an unknown name.
+    Parameters
+    ----------
+    name : a key of `BACKBONES`
+    residual : whether it starts at the identity
+
+    Returns
+    -------
+    a torch module that maps (N, 3, H, W) in [0, 1], RGB, to the same shape, for H and W from 1 on
+
+    Raises
+    ------
+    ValueError : for an unknown name
     """
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}: choose from {', '.join(BACKBONES)}")

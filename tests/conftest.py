@@ -12,12 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import utils  # noqa: F401  before torch: how its threads wait
-
 import cv2
 import numpy as np
 import pytest
@@ -87,6 +87,8 @@ def inside(name, *words, cwd=ROOT, ok=True):
         patch.setattr(sys, "argv", [name, *map(str, words)])
         patch.delitem(sys.modules, name, raising=False)
         patch.setattr(torch.cuda, "is_available", lambda: False)
+        for module, hook in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+            patch.setattr(module, hook, getattr(module, hook))  # put back afterwards
         torch.set_num_threads(1)
         try:
             if name.endswith(".py"):

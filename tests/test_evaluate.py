@@ -10,7 +10,7 @@ import pytest
 from utils.evaluate import named_folders, target_stem
 from utils.image import ImageError, read_image
 from utils.metrics import mean_scores, scores
-from utils.tables import PUBLISHED, Method, columns, markdown, overview, places, published
+from utils.tables import PUBLISHED, Method, best_two, columns, markdown, overview, published
 
 from conftest import ROOT, complaint, complaints, inside, noise, write_png
 from test_metrics import near
@@ -132,11 +132,11 @@ def test_ranks_go_by_what_is_shown_and_only_where_there_is_something_to_compare(
         return Method(name, "2", {"psnr_rgb": value, "lpips": value}, ranked=ranked)
 
     methods = [method("rainy", 9.0, False), method("a", 1.0001), method("b", 1.00012), method("c", 2.0), method("d", 0.5)]
-    found = places(methods)
+    found = best_two(methods)
     assert {key: number for key, number in found.items() if key[1] == "psnr_rgb"} == {
         (3, "psnr_rgb"): 1, (1, "psnr_rgb"): 2, (2, "psnr_rgb"): 2}
     assert found[4, "lpips"] == 1 and (3, "lpips") not in found  # there the lowest is the best
-    assert places(methods[:2]) == {}
+    assert best_two(methods[:2]) == {}
 
 
 def test_published_figures_have_a_source_and_are_those_of_the_reference(reference):

@@ -20,7 +20,7 @@ from utils.image import read_image, write_bytes
 from utils.results import Results, alone_in
 
 from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PATIENCE, PLACES, ROOT, SDR, SDRL, SHORT, STAGES, TEST, complaint,
-                      complaints, data_set, each_stage, files, name_of, photograph, results, stage, write_png)
+                      complaints, data_set, each_stage, files, name_of, photograph, results, script, stage, write_png)
 
 OTHER = {LDGP: "--kernel_size=7", SDR: "--seed=1", SDRL: "--seed=4", ONLINE: "--K=5", ALL: "--lr=0.01", TEST: "--amp"}
 
@@ -243,6 +243,27 @@ def test_a_run_that_is_ended_says_one_line(copy, end, number):
     said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130 and "Traceback" not in said, said
     assert said.endswith("sdrl_all.py: stopped; what is written is whole, and the same command goes on from there\n"), said
+
+
+# Ends a training as plain `kill` does while it asks a worker for its crops: a thread of the worker meets the end of a file.
+KILLED_WHILE_IT_ASKS = """
+import os, runpy, signal, sys
+from multiprocessing import connection, process, resource_sharer
+
+def get_connection(place):
+    with connection.Client(place[0], authkey=process.current_process().authkey):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+resource_sharer._resource_sharer.get_connection = get_connection
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_what_a_library_s_thread_says_at_the_end_does_not_reach_the_user(copy):
+    words = shlex.split(f"{ALL} {SHORT[ALL]} --workers=1 --overwrite")[2:]
+    process = script("-c", KILLED_WHILE_IT_ASKS, ROOT / "sdrl_all.py", *words, cwd=copy, env=ONE_THREAD, ok=False)
+    assert process.returncode == 130 and len(process.stderr.splitlines()) == 1, process.stderr
 
 
 def test_one_process_trains_in_a_folder(copy):

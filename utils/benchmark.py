@@ -1,13 +1,16 @@
-"""Measure a stage on this machine: how long it takes, and how that grows with the photograph's size.
+"""Measure how long a stage takes on this machine, and how that grows with the size of the photograph.
 
     python -m utils.benchmark ldgp --data_path="./dataset/Rain100L" --limit=40
 
 All is measured on one core, over the first --limit photographs: the median and the quartiles of their times, each of which is
-the median of --repeats. For the growth a photograph is cut or tiled to each size.
+the median of --repeats. For the growth a photograph is cut or tiled to each size. sdrl also learns on all cores, alone and
+beside another process that keeps a core busy.
 """
 import math
 import os
 import platform
+import subprocess
+import sys
 import time
 import timeit
 from pathlib import Path
@@ -30,6 +33,9 @@ from utils.training import fresh_model
 
 MEGAPIXELS = [0.15, 0.6, 2.4, 9.6]  # the first is about what Rain100L has
 THRESHOLD = 10  # of NSS: what is above it in a mask is filled
+BUSY = [sys.executable, "-c", """import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()
+while True: pass"""]  # keeps a core busy until the pipe to it closes, as it does when this process ends, however that ends
 
 
 class Case(NamedTuple):
@@ -46,7 +52,7 @@ def draw(sampler):
         pass
 
 
-FROM_FILE, NSS = "LDGP, from the file to the mask", "NSS, 50 references"
+FROM_FILE, NSS, FAST_STEPS = "LDGP, from the file to the mask", "NSS, 50 references", "fast, 50 steps of 750"
 WORK = {
     "ldgp": {
         FROM_FILE: lambda case: rain_mask(read_image(case.path)),
@@ -62,32 +68,46 @@ WORK = {
     "sdrl": {
         "paper, 10 steps of 5,000": lambda case: derain(fresh_model("Unet", "cpu", PAPER), case.image,
                                                         case.image[None], PAPER._replace(steps=10)),
-        "fast, 50 steps of 750": lambda case: fast.derain(case.image, learner(recipe=FAST._replace(steps=50))),
+        FAST_STEPS: lambda case: fast.derain(case.image, learner(recipe=FAST._replace(steps=50))),
     },
 }
 
 
 def scaled(seconds):
-    """Seconds as text with a unit and three digits."""
+    """Format seconds with a unit and three digits."""
     scale, unit = (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "us")
     return f"{seconds * scale:.{max(0, 2 - int(math.log10(seconds * scale)))}f} {unit}"
 
 
 def seconds(work, case, repeats):
-    """The median time of a call."""
+    """Return the median time of a call in seconds."""
     return np.median(timeit.repeat(lambda: work(case), number=1, repeat=repeats))
 
 
 def tile(array, megapixels):
-    """A photograph or mask of this size, 3 to 2: cut, or tiled, which keeps its share of rain and its direction."""
+    """Cut or tile a photograph or mask to a size, 3 to 2, which keeps its share of rain and its direction."""
     height = round(math.sqrt(megapixels * 1e6 / 1.5))
     width = round(1.5 * height)
     return array.take(range(height), axis=0, mode="wrap").take(range(width), axis=1, mode="wrap")
 
 
+def measure_beside(cases, args):
+    """Print how long learning takes with a thread a core, alone and beside another busy process."""
+    def middle():
+        return np.median([seconds(WORK["sdrl"][FAST_STEPS], case, args.repeats) for case in cases])
+
+    alone = middle()
+    with subprocess.Popen(BUSY, stdin=subprocess.PIPE):
+        beside = middle()
+    print(markdown([[f"a photograph, threads: {torch.get_num_threads()}", "alone", "beside another busy process", "ratio"],
+                    [FAST_STEPS, scaled(alone), scaled(beside), f"{beside / alone:.2f}"]]), end="\n\n", flush=True)
+
+
 def measure(cases, args):
     """Print the times of a stage's work on one core, and how they grow."""
     work = WORK[args.stage]
+    if args.stage == "sdrl":
+        measure_beside(cases, args)  # first, as below all threads share a core
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     cv2.setNumThreads(1)

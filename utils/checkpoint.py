@@ -1,4 +1,4 @@
-"""Checkpoints of a trained network: what sdrl_all.py writes, and test_all.py rebuilds the network from."""
+"""Checkpoints of a trained network, which sdrl_all.py writes and test_all.py reads."""
 import io
 import warnings
 import zipfile
@@ -11,7 +11,7 @@ from utils.image import ImageError, write_bytes
 
 
 def save(path, model, **content):
-    """Write a network's weights, and other tensors and plain values, as a file whole or not at all.
+    """Write a network's weights, and other tensors and plain values, atomically to a file.
 
     Raises ImageError where a weight is not finite; the file is left as it was.
     """
@@ -24,10 +24,7 @@ def save(path, model, **content):
 
 
 def load(path, device="cpu"):
-    """Read a checkpoint, tensors and plain values only. Raises ImageError for a file that is none.
-
-    Nothing in it is executed, and it takes no more memory than the file has bytes.
-    """
+    """Read a checkpoint of tensors and plain values, without executing anything. Raises ImageError for another file."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
@@ -37,8 +34,8 @@ def load(path, device="cpu"):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that it refuses next
-            # torch does not compress what others could compress a thousand times; and its older formats, no zip files, could
-            # execute code up to torch 2.5
+            # torch does not compress; others could, a thousand times what memory holds. Its older formats, no zip files, could
+            # execute code up to torch 2.5.
             if unpacked_size(data) > len(data):
                 raise ValueError("compressed")
             content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
@@ -52,17 +49,17 @@ def load(path, device="cpu"):
 
 
 def unpacked_size(data):
-    """How many bytes a zip file says it holds. The ZipFile ends here: Python ignores a Ctrl-C that comes while one ends."""
+    """Return how many bytes a zip file says it holds. The ZipFile ends here, as Python ignores a Ctrl-C while one ends."""
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         return sum(entry.file_size for entry in file.infolist())
 
 
 def load_weights(model, weights, path):
-    """Put the weights of a checkpoint into a network. Raises ImageError where they are another network's or not finite."""
+    """Load the weights of a checkpoint into a network. Raises ImageError where they are another network's or not finite."""
     try:
-        own = model.state_dict()
+        state = model.state_dict()
         for name, tensor in weights.items():
-            if name in own and tensor.is_floating_point() != own[name].is_floating_point():
+            if name in state and tensor.is_floating_point() != state[name].is_floating_point():
                 raise TypeError("whole numbers in place of fractions, or the reverse")
             if not tensor.isfinite().all():
                 raise ValueError(f"{name} has values that are NaN or infinite")
@@ -73,10 +70,15 @@ def load_weights(model, weights, path):
 
 
 def load_model(path, device):
-    """The network of a checkpoint, and its recipe, "paper" or "fast".
+    """Rebuild the network of a checkpoint; one that names none holds a Unet of the paper's recipe, as the authors' do.
 
-    It is rebuilt as the checkpoint says; one that says nothing holds a Unet of the paper's recipe (the authors' format).
-    Raises ImageError for a file that is no checkpoint or holds something else.
+    Returns
+    -------
+    (the network on the device, its recipe: "paper" or "fast")
+
+    Raises
+    ------
+    ImageError : for a file that is missing, no checkpoint, or of an unknown network
     """
     content = load(path, device)
     backbone = content.get("backbone", "Unet")

@@ -5,9 +5,12 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 
 from utils.distributed import leave_ranks
 from utils.image import ImageError, one_line
+
+OUT_OF_MEMORY = "out of memory", "not enough memory", "can't allocate memory", "insufficient memory", "bad_alloc"  # as is said
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,8 +34,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Prose filled to the terminal's width, indented commands left whole for pasting, the default behind each flag."""
 
     def _fill_text(self, text, width, indent):
-        paragraphs = text.strip().split("\n\n")
-        return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in paragraphs)
+        return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in text.strip().split("\n\n"))
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
@@ -70,10 +72,7 @@ def add_inference_flags(parser):
 
 
 def keep_memory():
-    """Keep memory that arrays have left for the next ones: this saves a third of a rain layer's time.
-
-    Otherwise glibc hands it back to the system, which returns it page by page. Without glibc nothing changes.
-    """
+    """Keep the memory of deleted arrays for new ones, which glibc would return: it saves a third of a rain layer's time."""
     mallopt = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt", None)
     if mallopt:
         mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD: how much is kept
@@ -92,6 +91,7 @@ def start(main, parser):
         leave_ranks()
         sys.exit(code)
     except KeyboardInterrupt:
+        silence()
         if os.environ.get("RANK", "0") == "0":
             print(f"{parser.prog}: stopped{again}", file=sys.stderr)
         sys.exit(130)
@@ -102,22 +102,27 @@ def start(main, parser):
         sys.exit(f"{parser.prog}: {said}{again if isinstance(error, OSError) else ''}")
 
 
+def silence():
+    """Hide tracebacks of library threads and of deleted objects, which tell the user nothing at the end of a process."""
+    sys.excepthook = threading.excepthook = sys.unraisablehook = lambda *_: None
+
+
+def quiet_worker(_):
+    """Leave Ctrl-C and all messages to the process that started this one: the worker_init_fn of a DataLoader."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    silence()
+
+
 def reason(error):
     """Return one line on what went wrong, for the user; None for a fault of the program."""
-    if out_of_memory(error):
+    said = str(error).lower()
+    if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
         return "out of memory; try a smaller --crop_size, a smaller image or another backbone"
     if isinstance(error, OSError):
         return one_line(f"{error.filename}: {error.strerror}" if error.filename else error)
     if isinstance(error, (ImageError, FloatingPointError)):  # the latter: a loss or an output that is not finite
         return str(error).rpartition("ImageError: ")[2].removesuffix(r"\n")  # without a DataLoader worker's traceback
     return None
-
-
-def out_of_memory(error):
-    """Return whether an error of Python, torch or OpenCV says that there is not enough memory."""
-    said = str(error).lower()
-    signs = "out of memory", "not enough memory", "can't allocate memory", "insufficient memory", "bad_alloc"
-    return isinstance(error, MemoryError) or any(words in said for words in signs)
 
 
 def device(name):

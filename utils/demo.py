@@ -1,4 +1,4 @@
-"""The fast recipe's three stages on the demo set, then a table of scores and a picture of each photograph before and after.
+"""Run the fast recipe on the demo set, score the results, and draw each photograph before and after.
 
     python -m utils.demo
 """

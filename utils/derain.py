@@ -1,4 +1,4 @@
-"""Take the rain off photographs of your own: no data set, no folders to lay out.
+"""Derain photographs of your own: no data set, no folders to lay out.
 
     python -m utils.derain holiday.jpg photographs/
 
@@ -12,66 +12,29 @@ from pathlib import Path
 from ldgp import add_strength_flag, notice
 from utils import cli, fast
 from utils.fast.own_rain import learner, recipe_for
-from utils.image import ImageError, image_files, photograph_bytes, png_bytes, read_photograph, write_bytes
+from utils.image import ImageError, image_files, photograph_bytes, png_bytes, read_photograph
 from utils.progress import each_image, warn_unreadable
-from utils.results import fcntl, make_folder, up_to_date
+from utils.results import PhotographResults
 
 
-class Results:
-    """Where the results of photographs go and which are done, by the age of the files: what `each_image` asks for."""
+def find_photographs(places, derained):
+    """Return the photographs among files and folders as {result: photograph}, without results of earlier runs.
 
-    def __init__(self, folder, show_rain, png, overwrite):
-        self.folder, self.show_rain, self.png, self.overwrite = folder, show_rain, png, overwrite
-
-    def derained(self, photograph):
-        extension = ".png" if self.png else photograph.suffix
-        return Path(self.folder or photograph.parent, f"{photograph.stem}_derained{extension}")
-
-    def rain(self, photograph):
-        return Path(self.folder or photograph.parent, f"{photograph.stem}_rain.png")
-
-    def prepare(self, photographs):
-        if self.folder:
-            make_folder(self.folder, "--save_path")
-
-    def done(self, photograph):
-        files = [self.derained(photograph)] + [self.rain(photograph)] * self.show_rain
-        return not self.overwrite and all(up_to_date(file, [photograph]) for file in files)
-
-    def claim(self, photograph):
-        """Whether no other process is at a photograph: this one locks it until it turns to the next, or ends."""
-        try:
-            self.lock = open(photograph, "rb")
-            if fcntl:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # there is none, which reading it will say; or there are no locks
-            pass
-        return True
-
-
-def photographs_in(place):
-    """The photographs of a folder; files of kinds that are not read are said in a line."""
-    warn_unreadable(place)
-    return image_files(place, "name another one")
-
-
-def find_photographs(places, results):
-    """The photographs that files and folders name, {result: photograph}.
-
-    Raises ImageError for a folder without an image, and where two results would get one name.
+    derained: their `PhotographResults`. Raises ImageError for a folder without an image and for two results of one name.
     """
-    # By absolute path, so that one that is named twice is done once. A missing file: reading it will say so.
-    found = {os.path.abspath(path): path for place in map(Path, places)
-             for path in (photographs_in(place) if place.is_dir() else [place])}
-    stems, chosen = {(path.parent, path.stem) for path in found.values()}, {}
-    for path in found.values():
+    images, chosen = {}, {}
+    for place in map(Path, places):
+        if place.is_dir():
+            warn_unreadable(place)
+        paths = image_files(place, "name another one") if place.is_dir() else [place]  # reading it will say what is missing
+        images |= {os.path.abspath(path): path for path in paths}  # so that one that is named twice is done once
+    stems = {(path.parent, path.stem) for path in images.values()}
+    for path in images.values():
         stem, _, ending = path.stem.rpartition("_")
         ours = ending == "derained" or ending == "rain" and path.suffix == ".png"
         if ours and (path.parent, stem) in stems:  # an earlier result
             continue
-        result = results.derained(path)
+        result = derained.path(path)
         if result in chosen:
             raise ImageError(f"{path}: its result would replace that of {chosen[result]}; rename one of them, or do them apart")
         chosen[result] = path
@@ -79,8 +42,9 @@ def find_photographs(places, results):
 
 
 def main(args):
-    device, recipe = cli.device(args.device), recipe_for(args.backbone)
-    results = Results(args.save_path, args.show_rain, args.format == "png", args.overwrite)
+    device, recipe, png = cli.device(args.device), recipe_for(args.backbone), args.format == "png"
+    derained = PhotographResults(args.save_path, "{0.stem}_derained" + (".png" if png else "{0.suffix}"), args.overwrite)
+    rain = PhotographResults(args.save_path, "{0.stem}_rain.png", args.overwrite)
 
     def work(path, progress):
         photograph = read_photograph(path)
@@ -88,14 +52,14 @@ def main(args):
         if args.learn:
             progress.reset(recipe.steps)
             network = learner(args.backbone, device, recipe, progress.step)
-        derained, layer = fast.derain(photograph.image, network, args.strength)
+        image, layer = fast.derain(photograph.image, network, args.strength)
         if args.show_rain:
-            write_bytes(results.rain(path), png_bytes(layer))
-        kind = "PNG" if args.format == "png" else photograph.format
-        write_bytes(results.derained(path), photograph_bytes(derained, photograph, kind))
+            rain.write(path, png_bytes(layer))
+        derained.write(path, photograph_bytes(image, photograph, "PNG" if png else photograph.format))
         return notice(layer)
 
-    return each_image(find_photographs(args.photographs, results), work, [results], unread=False)
+    results = [derained, rain] if args.show_rain else [derained]
+    return each_image(find_photographs(args.photographs, derained), work, results, unread=False)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import cli
-from utils.image import ImageError, check_size, companion, list_images, one_line, read_image, write_bytes
+from utils.image import ImageError, check_size, list_images, matching_file, one_line, read_image, write_bytes
 from utils.metrics import EXTRA, PROTOCOLS, extra_score, mean_scores, scores
 from utils.tables import LATEX_MARKS, MEASURED, Method, columns, csv_text, image_table, latex, markdown, overview, published
 
@@ -22,13 +22,13 @@ NOTE = "* best, ' second best of complete results. Published figures are not ran
 
 
 def target_stem(targets, stem):
-    """The stem of an image's clean photograph among `targets`: of 901_3 it is 901_3 or 901, of rain-001 norain-001."""
+    """Return the stem of an image's clean photograph among `targets`: of 901_3 901_3 or 901, of rain-001 norain-001."""
     names = stem, stem.rpartition("_")[0], f"no{stem}", stem.removeprefix("no")
     return next((name for name in names if name in targets), stem)
 
 
 def named_folders(texts):
-    """{name: folder} of texts "NAME=FOLDER" or "FOLDER", whose name is its last part. Raises ImageError where two are equal."""
+    """Parse texts NAME=FOLDER or FOLDER, named after its last part, to {name: folder}. Raises ImageError for a name twice."""
     folders = {}
     for text in texts:
         name, equals, folder = text.partition("=")
@@ -43,7 +43,7 @@ def named_folders(texts):
 
 
 def score_folders(folders, target_path, protocols, extras):
-    """Score several folders. What cannot be scored, and what is missing, is listed on stderr.
+    """Score the images of several folders; print on stderr which are missing or cannot be scored.
 
     folders: {method: folder}; under the name RAINY the rainy photographs, which say what results there should be, and of
     which only those with a result are scored. target_path: the clean photographs; None leaves the `extras` that need none.
@@ -51,17 +51,17 @@ def score_folders(folders, target_path, protocols, extras):
     images that there should be, exit code: 1 where an image is missing or failed). Raises ImageError for a folder that is
     missing or holds no image.
     """
-    results = {name: list_images(folder) for name, folder in folders.items()}
+    images = {name: list_images(folder) for name, folder in folders.items()}
     targets = list_images(target_path, "name the clean photographs' folder with --target_path") if target_path else {}
-    there = dict.fromkeys(stem for name, found in results.items() for stem in found if name != RAINY)
-    covered = {target_stem(targets, stem) for stem in there}
-    expected = list(results.get(RAINY) or [*there, *(stem for stem in targets if stem not in covered)])
+    derained = dict.fromkeys(stem for name, files in images.items() for stem in files if name != RAINY)
+    covered = {target_stem(targets, stem) for stem in derained}
+    expected = list(images.get(RAINY) or [*derained, *(stem for stem in targets if stem not in covered)])
 
     def score(path):
         image, clean = read_image(path), None
         if target_path:
             named = path.with_stem(target_stem(targets, path.stem))
-            clean_path = companion(targets, named, target_path, "without its target it has no score")
+            clean_path = matching_file(targets, named, target_path, "without its target it has no score")
             clean = read_image(clean_path)
             check_size(image, path, clean, clean_path)
         try:
@@ -70,37 +70,37 @@ def score_folders(folders, target_path, protocols, extras):
             raise ImageError(f"{path}: {error}") from None
 
     rows, failures = {name: {} for name in folders}, []
-    jobs = [(name, stem, path) for name, found in results.items() for stem, path in found.items() if stem in there]
+    jobs = [(name, stem, path) for name, files in images.items() for stem, path in files.items() if stem in derained]
     for name, stem, path in tqdm(jobs, unit="image", disable=None):
         try:
             rows[name][stem] = score(path)
         except ImageError as error:
             failures.append(str(error))
-    for name, found in results.items():
-        missing = [stem for stem in expected if stem not in found]
+    for name, files in images.items():
+        missing = [stem for stem in expected if stem not in files]
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             failures.append(f"nothing in {folders[name]} for {', '.join(missing[:5])}{more}")
     for text in failures:
         print(one_line(f"evaluate.py: failed: {text}"), file=sys.stderr)
-    return {name: found for name, found in rows.items() if found}, len(expected), int(bool(failures))
+    return {name: scored for name, scored in rows.items() if scored}, len(expected), int(bool(failures))
 
 
 def summarise(rows, total, dataset):
-    """The rows of the overview, a list of `Method`: every folder, and what is published of the data set."""
+    """Return the mean scores of each folder and the published ones of the data set, a list of `Method`."""
     methods = []
-    for name, found in rows.items():
-        whole = len(found) == total
-        images = str(total) if whole else f"{len(found)} of {total}"
-        methods.append(Method(name, images, mean_scores(list(found.values())), ranked=whole and name != RAINY))
+    for name, scored in rows.items():
+        whole = len(scored) == total
+        images = str(total) if whole else f"{len(scored)} of {total}"
+        methods.append(Method(name, images, mean_scores(list(scored.values())), ranked=whole and name != RAINY))
     return methods + published(dataset, list(methods[0].scores), total)
 
 
 def gains(rows):
-    """The rows, and where they are of one result and its rainy input, those of "gain": by how much the result is better."""
+    """Add rows "gain", result less rainy input, where the rows are of these two alone."""
     if len(rows) != 2 or RAINY not in rows:
         return rows
-    rainy, result = rows[RAINY], next(found for name, found in rows.items() if name != RAINY)
+    rainy, result = rows[RAINY], next(scored for name, scored in rows.items() if name != RAINY)
     both = {image: (row, rainy[image]) for image, row in result.items() if image in rainy}
     return {**rows, "gain": {image: {key: 0.0 if row[key] == before[key] else row[key] - before[key] for key in row}
                              for image, (row, before) in both.items()}}
@@ -140,7 +140,7 @@ def main(args):
     methods = summarise(rows, total, place.name)
     shown, single = columns(methods[0].scores), len(rows.keys() - {RAINY}) == 1
     text = [f"{place.name}, {total} images", *(f"{PROTOCOLS[name].name}: {PROTOCOLS[name].about}" for name in protocols)]
-    perfect = sum(math.inf in row.values() for found in rows.values() for row in found.values())
+    perfect = sum(math.inf in row.values() for scored in rows.values() for row in scored.values())
     if perfect:
         text.append(f"Equal to the target: {perfect}; an infinite PSNR is left out of the mean PSNR.")
     images = [f"\n{heading}\n\n{markdown(image_table(gains(rows), keys, total))}" for heading, keys in shown]
@@ -152,9 +152,9 @@ def main(args):
         print("\n".join(text + (images if single else []) + (means if compared else [])))
     if base:
         write_bytes(f"{base}.md", "\n".join([*text, *means, *images, ""]).encode())
-        lines = [{"method": name, "image": image, **row} for name, found in rows.items() for image, row in found.items()]
-        for name, number, scored, source, _ in methods:
-            lines.append({"method": name, "image": f"mean of {number or 'all'}", **scored, "source": source})
+        lines = [{"method": name, "image": image, **row} for name, scored in rows.items() for image, row in scored.items()]
+        for name, number, means, source, _ in methods:
+            lines.append({"method": name, "image": f"mean of {number or 'all'}", **means, "source": source})
         write_bytes(f"{base}.csv", csv_text(lines).encode())
     return max(code, failed)
 

@@ -1,4 +1,4 @@
-"""Make the pictures of the README from the demo set and what the stages made of it: the masks, and before and after.
+"""Make the pictures of the README, the masks and before and after, from the demo set and its results.
 
     python -m utils.figures --dataset_path="./dataset/Demo" --save_path="./img"
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ldgp import rain_mask
 from utils import cli, fast
 from utils.evaluate import named_folders, target_stem
-from utils.image import ImageError, check_size, companion, list_images, png_bytes, read_image, read_mask, write_bytes
+from utils.image import ImageError, check_size, list_images, matching_file, png_bytes, read_image, read_mask, write_bytes
 
 SHOWN = ("chelsea", "coffee")  # of the demo set, unless --images names others
 WIDTH = 1000  # pixels; about what a README shows
@@ -23,7 +23,7 @@ GAP = 8  # pixels between two pictures
 LETTERS = 16  # pixels, the height of a label; it gets smaller where its image is narrow
 INK, FRAME = (60, 52, 44), (0, 220, 255)  # BGR, of labels and around details
 
-# What a figure shows of each photograph, {label: what}, the input first: a folder of the data set, or what is found here.
+# What a figure shows of each photograph, {label: what}, the input first: a folder of the data set, or what is computed here.
 # The label of a result is the name that --result_path gives it.
 FIGURES = {
     "masks": {"rainy photograph": "input", "likely rain": "ldgp", "one of the SDRs": "sdr", "mean of the SDRs": "sdr(fuse)"},
@@ -33,7 +33,7 @@ FIGURES = {
     "layer": {"rainy photograph": "input", "rain mask (LDGP)": "mask", "rain layer": "layer", "derained": "result"},
     "ldgp": {"rainy": "input", "mask": "ldgp"},
 }
-FOUND = {"mask": rain_mask, "layer": fast.rain_layer}
+COMPUTED = {"mask": rain_mask, "layer": fast.rain_layer}
 README = "see dataset/README.md"
 HINTS = {
     "ldgp": 'run: python ldgp.py --input_path="{0}/input"',
@@ -44,7 +44,7 @@ HINTS = {
 
 
 def label_above(text, width):
-    """A line of text, (28, width, 3) uint8 BGR, in smaller letters where it would be too long, down to 8 pixels."""
+    """Draw a line of text, (28, width, 3) uint8 BGR, in smaller letters where it would be too long, down to 8 pixels."""
     size = next((size for size in range(LETTERS, 8, -1) if ImageFont.load_default(size).getlength(text) <= width), 8)
     head = Image.new("RGB", (width, LETTERS * 7 // 4), "white")
     ImageDraw.Draw(head).text((width / 2, head.height / 2), text, INK[::-1], ImageFont.load_default(size), anchor="mm")
@@ -52,7 +52,7 @@ def label_above(text, width):
 
 
 def resize(image, width, height):
-    """An array (H, W, 3) or (H, W) as (height, width, 3) uint8 BGR, sides cut to whole pixels; averaged where it shrinks."""
+    """Resize an array (H, W, 3) or (H, W) to (height, width, 3) uint8 BGR, cut to whole pixels; averaged where it shrinks."""
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     width, height = max(1, int(width)), max(1, int(height))
@@ -61,14 +61,14 @@ def resize(image, width, height):
 
 
 def stack(pictures, gap=GAP):
-    """Pictures (H, W, 3) uint8 below each other on white, `gap` pixels apart."""
+    """Put pictures (H, W, 3) uint8 below each other on white, `gap` pixels apart."""
     width = max(picture.shape[1] for picture in pictures)
     margins = [((gap, 0), (0, width - picture.shape[1]), (0, 0)) for picture in pictures]
     return np.vstack([np.pad(picture, margin, constant_values=255) for picture, margin in zip(pictures, margins)])[gap:]
 
 
 def grid(rows, labels, width=WIDTH):
-    """Rows of images on white, (H, W, 3) uint8 BGR, with labels above the first row.
+    """Lay out rows of images on white, (H, W, 3) uint8 BGR, with labels above the first row.
 
     rows: lists of arrays (H, W, 3) or (H, W) of uint8; in each row, higher ones are shrunk to the height of the lowest.
     labels: a text for each image of a row. width: the most pixels; rows are shrunk to it, and never enlarged.
@@ -87,15 +87,15 @@ def grid(rows, labels, width=WIDTH):
 
 
 def load(figure, dataset, stem, results):
-    """What a key of FIGURES shows of one photograph, in the order of its columns: {label: (H, W, 3) or (H, W) uint8}.
+    """Read or compute what a key of FIGURES shows of one photograph: {label: (H, W, 3) or (H, W) uint8}.
 
     results: {label: folder}. A comparison leaves out what there is not, unless it is the photograph or a result.
     Raises ImageError where something is missing, with the command that makes it, or is of another size.
     """
     images = {}
     for label, what in FIGURES[figure].items():
-        if what in FOUND:
-            images[label] = FOUND[what](rainy)
+        if what in COMPUTED:
+            images[label] = COMPUTED[what](rainy)
             continue
         hint = HINTS.get(what, README).format(dataset)
         optional = figure == "comparison" and what not in ("input", "result")
@@ -104,7 +104,7 @@ def load(figure, dataset, stem, results):
             file = next(iter(files)) if what == "sdr" else target_stem(files, stem) if what == "target" else stem
             if optional and file not in files:
                 continue
-            path = companion(files, f"{file}.png", folder, hint)
+            path = matching_file(files, f"{file}.png", folder, hint)
             images[name] = read_mask(path) if what == "ldgp" else read_image(path)
             if what == "input":
                 rainy, rainy_path = images[name], path
@@ -113,7 +113,7 @@ def load(figure, dataset, stem, results):
 
 
 def draw(figure, dataset, stems, results=None, width=WIDTH, detail=None):
-    """A key of FIGURES for photographs of a data set: (H, W, 3) uint8 BGR. Raises ImageError as `load` does."""
+    """Draw a key of FIGURES for photographs of a data set: (H, W, 3) uint8 BGR. Raises ImageError as `load` does."""
     shown = [load(figure, dataset, stem, results or {"derained": f"{dataset}/result"}) for stem in stems]
     if figure == "comparison":
         return stack([compare(images, detail, width) for images in shown], 2 * GAP)
@@ -123,7 +123,7 @@ def draw(figure, dataset, stems, results=None, width=WIDTH, detail=None):
 
 
 def compare(images, detail=None, width=WIDTH):
-    """One photograph in several versions, and below each the same window of it, enlarged: (H, W, 3) uint8 BGR.
+    """Draw a photograph in several versions, and below each the same window of it, enlarged: (H, W, 3) uint8 BGR.
 
     images: {label: (H, W, 3) or (H, W) uint8} of one size, the rainy one first. detail: (left, top, width) of the window,
     which has the photograph's proportions; None for a quarter of its width, where rainy and derained ones differ most.
@@ -145,14 +145,14 @@ def compare(images, detail=None, width=WIDTH):
 
 
 def place_of_detail(rainy, others, width, height):
-    """(left, top) of the window in which a photograph and its other versions (H, W, 3), masks left out, differ most."""
+    """Return (left, top) of the window in which a photograph and its other versions (H, W, 3), without masks, differ most."""
     change = sum(cv2.absdiff(rainy, other).sum(axis=2, dtype=np.float64) for other in others if other.ndim == 3)
     sums = cv2.boxFilter(change, -1, (width, height), anchor=(0, 0), normalize=False)  # of the window that starts there
     return cv2.minMaxLoc(sums[: len(sums) - height + 1, : sums.shape[1] - width + 1])[3]
 
 
 def read_losses(path):
-    """The points (epoch, loss) of a loss.csv. Raises ImageError for a file that is missing or another."""
+    """Read the points (epoch, loss) of a loss.csv. Raises ImageError for a file that is missing or another."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             points = [(int(row["epoch"]), float(row["loss"])) for row in csv.DictReader(file)]
@@ -166,7 +166,7 @@ def read_losses(path):
 
 
 def draw_curve(losses):
-    """Losses on a logarithmic axis, (H, W, 3) uint8 BGR. losses: {name: points}. Raises ImageError without matplotlib."""
+    """Draw losses on a logarithmic axis, (H, W, 3) uint8 BGR. losses: {name: points}. Raises ImageError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -37,58 +37,50 @@ class ImageError(ValueError):
 
 
 def one_line(text):
-    """A text with the line ends, control characters and undecodable bytes that names of files may hold spelt out."""
+    """Escape the line ends, control characters and undecodable bytes of a text, as names of files may hold them."""
     return "".join(repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in str(text))
 
 
 def natural_order(name):
-    """Sort key that puts 2 before 10."""
+    """Return a sort key that puts 2 before 10."""
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", str(name))]
 
 
-def image_files(folder, hint="put the images there or name another one"):
-    """The image files of a folder, in natural order: known by their extension in any letter case.
+def image_files(folder, hint="put the images there or name another one", optional=False):
+    """Return the paths of a folder's image files, which their extension tells, in natural order.
 
     Hidden files and sub-folders are no images. Broken links are listed; reading one reports the error.
-    Raises ImageError, with `hint` on what to do, where the folder is missing or holds no image.
+    Raises ImageError, with `hint` on what to do, where the folder is missing or holds no image, unless it is `optional`.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder; {hint}")
-    found = [path for path in sorted(folder.iterdir())
-             if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()]
-    if not found:
-        raise ImageError(f"{folder}: no image in this folder (looked for {' '.join(sorted(EXTENSIONS))}); {hint}")
-    return sorted(found, key=lambda path: natural_order(path.stem))
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in EXTENSIONS
+             and not path.name.startswith(".") and not path.is_dir()] if folder.is_dir() else []
+    if not paths and not optional:
+        reason = f"no image in this folder (looked for {' '.join(sorted(EXTENSIONS))})" if folder.is_dir() else "no such folder"
+        raise ImageError(f"{folder}: {reason}; {hint}")
+    return sorted(paths, key=lambda path: natural_order(path.stem))
 
 
 def list_images(folder, hint="put the images there or name another one", optional=False):
-    """The image files of a folder, {stem: path}, in natural order of the stems.
+    """Return a folder's image files as {stem: path}, in natural order of the stems.
 
-    Raises ImageError as `image_files` does (nothing is listed where it is `optional`), and where two images share a stem:
-    their results would overwrite each other.
+    Raises ImageError as `image_files` does, and where two images share a stem: their results would overwrite each other.
     """
-    found = {}
-    try:
-        files = image_files(folder, hint)
-    except ImageError:
-        if not optional:
-            raise
-        return found
-    for path in files:
-        if path.stem in found:
-            raise ImageError(f"{folder}: {found[path.stem].name} and {path.name} share a name; rename or remove one")
-        found[path.stem] = path
-    return found
+    images = {}
+    for path in image_files(folder, hint, optional):
+        if path.stem in images:
+            raise ImageError(f"{folder}: {images[path.stem].name} and {path.name} share a name; rename or remove one")
+        images[path.stem] = path
+    return images
 
 
 def unread_images(folder):
-    """The names of a folder's files of image kinds that are not read, such as .heic and raw files."""
+    """Return the names of a folder's image files that cannot be read, such as .heic and raw files."""
     return sorted(path.name for path in Path(folder).iterdir() if path.suffix.lower() in UNREAD)
 
 
-def companion(files, image_path, folder, hint):
-    """The path of an image's companion (its mask, target, ...) among `files` of `list_images(folder)`, by stem.
+def matching_file(files, image_path, folder, hint):
+    """Return the path of an image's mask, target, ... by its stem, among `files` as `list_images(folder)` returns them.
 
     Raises ImageError with `hint` on how to make it where there is none.
     """
@@ -98,7 +90,7 @@ def companion(files, image_path, folder, hint):
 
 
 class Photograph(NamedTuple):
-    """An image file as it was read, upright."""
+    """An image file, upright, with what its results keep."""
 
     image: np.ndarray  # (H, W, 3) uint8 BGR; grey is three equal channels
     grey: bool  # whether the file has no colours
@@ -108,7 +100,7 @@ class Photograph(NamedTuple):
 
 
 def open_image(path):
-    """A decoded PIL image, upright. Raises ImageError as `read_image` does."""
+    """Decode a file to a PIL image, upright. Raises ImageError as `read_image` does."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -135,7 +127,7 @@ def open_image(path):
 
 
 def read_photograph(path):
-    """An image file with what its results keep. Raises ImageError as `read_image` does."""
+    """Read an image file and what its results keep, as a `Photograph`. Raises ImageError as `read_image` does."""
     picture = open_image(path)
     alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
     about = {name: picture.info[name] for name in ("exif", "icc_profile", "dpi") if picture.info.get(name)}
@@ -147,16 +139,22 @@ def read_photograph(path):
 
 
 def read_image(path):
-    """An image file as (H, W, 3) uint8, BGR. Grey becomes three equal channels; alpha is left out.
+    """Read an image file, upright. Grey becomes three equal channels; alpha is left out.
 
-    Raises ImageError for a file that is missing, no image, cut short, of more than 8 bits a channel, or of more pixels than
-    Pillow takes for safe.
+    Returns
+    -------
+    (H, W, 3) uint8, BGR
+
+    Raises
+    ------
+    ImageError : for a file that is missing, no image, cut short, of more than 8 bits a channel, or of more pixels than Pillow
+        takes for safe. Its text is one line.
     """
     return read_photograph(path).image
 
 
 def read_mask(path):
-    """A mask or layer as (H, W) uint8; one in colour is turned to grey. Raises ImageError as `read_image` does."""
+    """Read a mask or rain layer as (H, W) uint8, colours as grey. Raises ImageError as `read_image` does."""
     return np.array(open_image(path).convert("L"))
 
 
@@ -196,9 +194,9 @@ SAVE = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 95}, "WEBP": {"quality
 
 
 def photograph_bytes(derained, original, format="PNG"):
-    """A derained image as the bytes of a file in the manner of the `Photograph` that it came from.
+    """Encode a derained image as a file, with the alpha, EXIF, colour profile and dpi of its `Photograph`.
 
-    derained: (H, W, 3) uint8 BGR. From a grey photograph it is grey; alpha, EXIF, colour profile and dpi are carried over.
+    derained: (H, W, 3) uint8 BGR. From a grey photograph the file is grey.
     """
     code = cv2.COLOR_BGR2GRAY if original.grey else cv2.COLOR_BGR2RGB
     picture, buffer = Image.fromarray(cv2.cvtColor(derained, code)), io.BytesIO()
@@ -209,7 +207,7 @@ def photograph_bytes(derained, original, format="PNG"):
 
 
 def write_bytes(path, data):
-    """Write a file whole or not at all: under another name first, then moved into place. Raises OSError naming the file."""
+    """Write a file atomically: under another name first, then moved into place. Raises OSError naming the file."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -224,7 +222,7 @@ def write_bytes(path, data):
 
 
 def shrink(image, scale):
-    """An image (H, W, ...) at a whole fraction of its size, each pixel the mean of the area it stands for."""
+    """Shrink an image (H, W, ...) by a whole factor: each pixel is the mean of the area it stands for."""
     if scale == 1:
         return image
     height, width = (max(1, round(side / scale)) for side in image.shape[:2])
@@ -232,7 +230,7 @@ def shrink(image, scale):
 
 
 def uint8_to_tensor(image, device=None):
-    """(H, W, 3) BGR in [0, 255], an array of uint8 or float or a tensor, to a float32 tensor (1, 3, H, W), RGB, in [0, 1]."""
+    """Convert an array or tensor (H, W, 3), BGR in [0, 255], to a float32 tensor (1, 3, H, W), RGB in [0, 1]."""
     import torch  # here, so that the stages that learn nothing do not wait for it
 
     tensor = torch.as_tensor(image).to(device)
@@ -240,6 +238,6 @@ def uint8_to_tensor(image, device=None):
 
 
 def tensor_to_uint8(tensor):
-    """A tensor (1, 3, H, W), RGB, to (H, W, 3) uint8 BGR: clipped to [0, 1], times 255, rounded to nearest."""
+    """Convert a tensor (1, 3, H, W), RGB, to (H, W, 3) uint8 BGR: clipped to [0, 1], times 255, rounded to nearest."""
     rgb = (tensor[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return np.ascontiguousarray(rgb[..., ::-1])

@@ -1,4 +1,4 @@
-"""Running a network over a whole photograph, in tiles where it is large; shared by all learning stages."""
+"""Running a network on a whole photograph, in tiles where it is large."""
 import itertools
 
 import torch
@@ -11,11 +11,12 @@ TILE_FADE = 64  # pixels over which a tile fades into the next
 
 
 def model_device(model):
+    """Return the device of a network's weights."""
     return next(model.parameters()).device
 
 
 def mixed_precision(device, enabled):
-    """(a context manager to run the network in, a gradient scaler); both do nothing where not enabled."""
+    """Return (a function that makes a context to run the network in, a gradient scaler), which do nothing unless enabled."""
     half = torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=enabled and half is torch.float16)
     return lambda: torch.autocast(device.type, dtype=half, enabled=enabled), scaler
@@ -23,11 +24,22 @@ def mixed_precision(device, enabled):
 
 @torch.inference_mode()
 def infer(model, rainy, tile_size=1024, amp=False):
-    """The network's output in evaluation mode for a whole image, in tiles that overlap and fade into each other.
+    """Run a network in evaluation mode on a whole image, in tiles that overlap and fade into each other.
 
-    rainy: (H, W, 3) uint8 BGR. An image with both sides up to tile_size is one tile. Returns (1, 3, H, W) float32 RGB, not
-    clipped, on the model's device or, where there are tiles, on the CPU.
-    Raises FloatingPointError where it is not finite.
+    Parameters
+    ----------
+    model : maps (N, 3, H, W) in [0, 1], RGB, to the same shape
+    rainy : (H, W, 3) uint8, BGR
+    tile_size : pixels; an image with no side above it is one tile
+    amp : whether to compute in mixed precision
+
+    Returns
+    -------
+    (1, 3, H, W) float32, RGB, not clipped, on the model's device or, where there are tiles, on the CPU
+
+    Raises
+    ------
+    FloatingPointError : where the output is not finite
     """
     model.eval()
     device = model_device(model)
@@ -56,7 +68,7 @@ def infer(model, rainy, tile_size=1024, amp=False):
 
 
 def _tile_starts(side, tile_size):
-    """Where tiles begin along a side: multiples of 32, so that every backbone's grid is the untiled one's."""
+    """Return where tiles begin along a side: at multiples of 32, so that every backbone's grid is the untiled one's."""
     if side <= tile_size:
         return [0]
     last = -(-(side - tile_size) // 32) * 32
@@ -65,7 +77,7 @@ def _tile_starts(side, tile_size):
 
 
 def _fade(first, length, side):
-    """Weights (length,) of a tile along a side: 1, but towards a cut falling to next to nothing before the guard."""
+    """Return a tile's weights (length,) along a side: 1, but falling to next to nothing towards the guard of a cut side."""
     position = torch.arange(length)
     before = position if first > 0 else torch.full_like(position, side)
     after = position.flip(0) if first + length < side else torch.full_like(position, side)

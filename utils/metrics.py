@@ -1,4 +1,4 @@
-"""Scores of a derained photograph: PSNR and SSIM under three protocols, which must never be mixed, and those of pyiqa."""
+"""Scores of a derained photograph: PSNR and SSIM under three protocols, which must not be mixed, and scores of pyiqa."""
 import contextlib
 import math
 import sys
@@ -12,22 +12,22 @@ from utils.image import ImageError, check_image, uint8_to_tensor
 
 
 class Protocol(NamedTuple):
-    """What of two photographs is compared, and how."""
+    """How two photographs are compared."""
 
     name: str
     about: str
-    view: Callable  # of (H, W, 3) uint8 BGR: what is compared, with a peak of 255
+    view: Callable  # of (H, W, 3) uint8 BGR: the channels that are compared, with a peak of 255
     window: int  # pixels a side of the SSIM window: no image may be smaller
     ssim: dict  # options of skimage's structural_similarity
 
 
 def luma(image):
-    """The Y of YCbCr as MATLAB has it (ITU-R BT.601), not rounded: (H, W, 3) uint8 BGR to (H, W) float64 in [16, 235]."""
+    """Return MATLAB's Y of YCbCr (ITU-R BT.601), not rounded: (H, W, 3) uint8 BGR to (H, W) float64 in [16, 235]."""
     return 16 + image @ np.array([24.966, 128.553, 65.481]) / 255
 
 
 def rounded_luma(image):
-    """`luma` rounded to nearest, halves up, in whole numbers throughout: (H, W, 3) uint8 BGR to (H, W) uint8."""
+    """Return `luma` rounded to nearest, halves up, by whole numbers alone: (H, W, 3) uint8 BGR to (H, W) uint8."""
     thousandths = image @ np.array([24966, 128553, 65481])
     return (16 + (thousandths + 127500) // 255000).astype(np.uint8)
 
@@ -47,10 +47,16 @@ INSTALL = "pip install pyiqa 'opencv-python-headless<5'"  # pyiqa asks for this 
 
 
 def psnr(image, target, protocol="rgb"):
-    """Peak signal-to-noise ratio in dB, at a peak of 255; inf for images that are equal under the protocol.
+    """Return the peak signal-to-noise ratio in dB, at a peak of 255; inf for images that are equal under the protocol.
 
-    image, target: (H, W, 3) uint8 BGR. protocol: a key of `PROTOCOLS`; rgb is that of the Rain2Avoid papers, y that of most
-    others. Raises ValueError for other shapes or types.
+    Parameters
+    ----------
+    image, target : (H, W, 3) uint8, BGR
+    protocol : a key of `PROTOCOLS`; "rgb" is that of the Rain2Avoid papers, "y" that of most others
+
+    Raises
+    ------
+    ValueError : for other shapes or types
     """
     check_image(image)
     check_image(target)
@@ -60,9 +66,16 @@ def psnr(image, target, protocol="rgb"):
 
 
 def ssim(image, target, protocol="rgb"):
-    """Structural similarity (Wang et al. 2004), at most 1. Arguments and errors as `psnr`.
+    """Return the structural similarity, at most 1. Parameters as of `psnr`.
 
-    Raises ImageError for a side that is smaller than the protocol's window.
+    Raises
+    ------
+    ValueError : for other shapes or types
+    ImageError : for a side that is smaller than the protocol's window
+
+    References
+    ----------
+    Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE TIP 2004
     """
     check_image(image)
     check_image(target)
@@ -73,12 +86,12 @@ def ssim(image, target, protocol="rgb"):
 
 
 def scores(image, target, protocols=tuple(PROTOCOLS)):
-    """Both scores under the named protocols: {"psnr_rgb": dB, "ssim_rgb": ..., "psnr_y": ...}. Arguments as `psnr`, `ssim`."""
+    """Return PSNR and SSIM as {"psnr_rgb": dB, "ssim_rgb": ..., "psnr_y": ...}. Parameters and errors as of `psnr`, `ssim`."""
     return {f"{score.__name__}_{name}": score(image, target, name) for name in protocols for score in (psnr, ssim)}
 
 
 def extra_score(name):
-    """A function (image, target) -> float for one of the scores of the package pyiqa.
+    """Return a score of the package pyiqa as a function (image, target) -> float.
 
     name: a key of `EXTRA`. The images are (H, W, 3) uint8 BGR; the target may be None where EXTRA says that none is needed.
     Raises ImageError where pyiqa or its weights are missing. The function raises it for an image that has no such score.
@@ -108,7 +121,7 @@ def extra_score(name):
 
 
 def mean_scores(rows):
-    """The means of the images' scores, as one dict of the same keys. rows: a list of dicts of equal keys, not empty.
+    """Return the mean of each score over images, {score: mean}. rows: a list of {score: value}, not empty.
 
     The infinite PSNR of a perfect image has no place in a mean: an image that has one is left out of every PSNR mean, so
     that all of them are over the same images. Where no other is left, they are inf.

@@ -85,7 +85,7 @@ def last_line(outcomes, results):
     words.append(f"{seconds / counts['done']:.2f} s an image" if counts["done"] else "nothing done")
     if counts["done before"] and not counts["done"]:
         words[-1] += " (--overwrite does it again)"
-    folders = " and ".join(str(result.folder) for result in results if result.folder)
+    folders = " and ".join(dict.fromkeys(str(result.folder) for result in results if result.folder))
     said = "".join(f"; {number} of {counts['done']} photographs: {notice}" for notice, number in notices.items())
     return f"{', '.join(words)}, results {f'in {one_line(folders)}' if folders else 'beside them'}{said}"
 

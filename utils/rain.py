@@ -1,4 +1,4 @@
-"""Make the demo set, dataset/Demo/input and dataset/Demo/target: photographs of scikit-image, and rain drawn over them.
+"""Make the demo set, dataset/Demo/input and dataset/Demo/target, from photographs of scikit-image and synthetic rain.
 
     python -m utils.rain
 
@@ -28,7 +28,7 @@ DEMO = {
 
 
 def draw_streaks(shape, seed, tilt=10, density=3.0, length=(12, 60), thickness=(0.5, 1.8), brightness=(20, 170), spread=2):
-    """Rain alone: an array of this shape (height, width), int64, of what each pixel gains; streaks that cross add up.
+    """Draw synthetic rain streaks: an array of this shape (height, width), int64 grey levels; streaks that cross add up.
 
     seed: 0 to 2**32 - 1. tilt: degrees from the vertical; at a positive tilt rain falls to the lower left. density: streaks
     for 1,000 pixels. length (at least 1), thickness (pixels) and brightness (grey levels): the least and the most of a
@@ -57,15 +57,15 @@ def draw_streaks(shape, seed, tilt=10, density=3.0, length=(12, 60), thickness=(
 
 
 def between(random, low, high):
-    """A whole number from low to high."""
+    """Draw a whole number from low to high."""
     low, high = round(low), round(high)
     return low + int(random.random_sample() * (high + 1 - low))
 
 
 def add_rain(image, seed, **options):
-    """A photograph with rain streaks added to its three channels and cut off at 255.
+    """Add synthetic rain streaks to the three channels of a photograph, clipped at 255.
 
-    image: (H, W, 3) uint8. seed, options: as `draw_streaks` has them. Returns the same shape, uint8.
+    image: (H, W, 3) uint8. seed, options: as of `draw_streaks`. Returns (H, W, 3) uint8.
     Raises ValueError for another shape or type.
     """
     check_image(image)
@@ -74,7 +74,7 @@ def add_rain(image, seed, **options):
 
 
 def shrink(image, numerator, denominator):
-    """An image (H, W, C) uint8 at numerator/denominator of its size, each pixel the mean of the area it stands for.
+    """Shrink an image (H, W, C) uint8 by a fraction: each pixel is the mean of the area it stands for.
 
     Exact, rounded to nearest, halves up. H * numerator and W * numerator must be multiples of the denominator.
     """
@@ -84,7 +84,7 @@ def shrink(image, numerator, denominator):
 
 
 def demo_pair(name):
-    """One photograph of the demo set as (rainy, clean), each (240, 320, 3) uint8 BGR. name: a key of `DEMO`."""
+    """Return a photograph of the demo set as (rainy, clean), each (240, 320, 3) uint8 BGR. name: a key of `DEMO`."""
     (top, left, height, width), fraction, seed, tilt = DEMO[name]
     photograph = getattr(skimage.data, name)()[top : top + height, left : left + width, ::-1]
     clean = shrink(photograph, *fraction)

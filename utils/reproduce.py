@@ -1,4 +1,4 @@
-"""Run the stages on a data set, one after the other, and score what they made: the command behind the tables of figures.
+"""Run all stages on a data set, one after the other, and print the table of their scores.
 
     python -m utils.reproduce --dataset="Rain100L" --recipe=fast --limit=40 --methods sdrl_online
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from models import BACKBONES
 from utils import cli
 from utils.evaluate import target_stem
-from utils.image import ImageError, companion, list_images, natural_order
+from utils.image import ImageError, list_images, matching_file, natural_order
 from utils.metrics import EXTRA
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ SUFFIX = {"paper": "", "fast": "_fast"}  # each recipe has folders of its own
 
 
 def first_images(data, limit):
-    """Make or mend data/limit_<limit>/, a data set of copies: the first photographs and their clean ones."""
+    """Bring data/limit_<limit>/ up to date, a data set of copies of the first photographs and their clean ones; return it."""
     inputs, targets = list_images(data / "input"), list_images(data / "target")
     chosen = list(inputs.values())[:limit]
     stems = dict.fromkeys(target_stem(targets, path.stem) for path in chosen)
@@ -42,7 +42,7 @@ def first_images(data, limit):
 
 
 def references(data, recipe):
-    """The commands that make masks and references, or layers and samples."""
+    """Return the commands that make masks and references, or layers and guided samples."""
     ldgp, sdr, fused = (f"{data}/{name}{SUFFIX[recipe]}" for name in ("ldgp", "sdr", "sdr(fuse)"))
     source = f"--input_path={data}/input", f"--recipe={recipe}"
     return [["ldgp.py", *source, f"--save_path={ldgp}"],
@@ -50,7 +50,7 @@ def references(data, recipe):
 
 
 def learning(data, method, recipe, backbone, flags):
-    """The command of one run. Its folders are named after all that sets it."""
+    """Return the command of one learning stage, whose folders are named after all its settings."""
     run_name = "_".join([method, recipe, backbone, *(re.sub(r"[^\w.=-]+", "-", flag.lstrip("-")) for flag in flags)])
     source = f"--ldgp_path={data}/ldgp" if method == "sdrl_online" else f"--sdr_data_path={data}/sdr"
     network = [f"--model_save_dir={data}/network_{run_name}"] if method == "sdrl_all" else []
@@ -65,7 +65,7 @@ def main(args):
     data = first_images(whole, args.limit) if args.limit else whole
     for path in list_images(data / "input").values():  # now rather than after hours
         named = path.with_stem(target_stem(targets, path.stem))
-        companion(targets, named, whole / "target", "it has no score without its target")
+        matching_file(targets, named, whole / "target", "it has no score without its target")
     for word in args.flags:
         if re.match("--(rainy_data|sdr_data|ldgp|result)_path|--(recipe|backbone|model_save_dir|overwrite)", word):
             raise ImageError(f"{word}: cannot stand behind --, since it is set here (see --help)")
@@ -81,8 +81,8 @@ def main(args):
             raise ImageError(f"{command[0]}: ended with exit code {ended}, see above; the same command goes on from there")
         code = max(code, ended)
 
-    made = [path for pattern in ("sdr(fuse)*", "result_*") for path in sorted(data.glob(pattern), key=natural_order)]
-    folders = [f"{path.name.removeprefix('result_').replace('=', ' ')}={path}" for path in made
+    results = [path for pattern in ("sdr(fuse)*", "result_*") for path in sorted(data.glob(pattern), key=natural_order)]
+    folders = [f"{path.name.removeprefix('result_').replace('=', ' ')}={path}" for path in results
                if list_images(path, optional=True)]
     extra = ["--extra", *args.extra] if args.extra else []
     print(f"\nscores, also in {data}/scores/scores.md and .csv:\n", flush=True)

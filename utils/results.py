@@ -1,7 +1,7 @@
-"""Which results are done, and of which run: each folder of results holds a run.json that says how they were made.
+"""Results in folders: which are done, and of which run. Each folder holds a run.json that says how they were made.
 
-As `make` has it, a result is done if it is there and not older than what it was made from. Results of another run are moved
-to a sub-folder earlier-1/, earlier-2/, ..., with one line that says so: a folder holds the results of one run.
+As `make` has it, a result is done if it is there and not older than what it was made from. Results of another run are archived:
+moved to a sub-folder earlier-1/, earlier-2/, ..., with one line that says so. A folder holds the results of one run.
 """
 import contextlib
 import itertools
@@ -25,13 +25,13 @@ RUN = "run.json"
 
 
 def read_run(folder):
-    """What the run.json of a folder says; {} where there is none, or a damaged one."""
+    """Return what the run.json of a folder says; {} where there is none, or a damaged one."""
     try:
-        found = json.loads((Path(folder) / RUN).read_bytes())
+        run = json.loads((Path(folder) / RUN).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    whole = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("settings", "made_from", "versions"))
-    return found if whole else {}
+    whole = isinstance(run, dict) and all(isinstance(run.get(key), dict) for key in ("settings", "made_from", "versions"))
+    return run if whole else {}
 
 
 def check_made_for(folder, images, recipe, hint):
@@ -49,7 +49,49 @@ def check_made_for(folder, images, recipe, hint):
                          f"not from those in {images}; name the folder of these, or {hint}")
 
 
-class Results:
+class PhotographResults:
+    """Results of photographs, beside them or in a folder: done if not older than the photograph.
+
+    folder: None for that of each photograph. name: a result's, as a format of the photograph's path: "{0.stem}_rain.png".
+    overwrite: nothing counts as done. flag: that of the folder, for messages.
+    """
+
+    def __init__(self, folder, name, overwrite=False, flag="--save_path"):
+        self.folder, self.name, self.overwrite, self.flag, self.file = folder and Path(folder), name, overwrite, flag, None
+
+    def path(self, image):
+        """Return where the result of a photograph goes."""
+        return Path(self.folder or image.parent, self.name.format(image))
+
+    def done(self, image):
+        """Return whether the result of a photograph is there and not older than its sources."""
+        return not self.overwrite and up_to_date(self.path(image), [image])
+
+    def prepare(self, images):
+        """Make the folder. Raises ImageError for what cannot be one."""
+        try:
+            Path(self.folder or ".").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImageError(f"{self.folder}: cannot hold results ({error.strerror}); "
+                             f"name another folder with {self.flag}") from None
+
+    def claim(self, image):
+        """Return whether this process may make a result: not if another one has begun to.
+
+        A claim is a lock, which ends with its process and leaves nothing behind. Here it is on the photograph, and ends with
+        the next one.
+        """
+        with contextlib.suppress(OSError):  # of a photograph that is missing; doing it will say so
+            self.file = open(image, "rb")
+            return lock("flock", self.file)
+        return True
+
+    def write(self, image, data):
+        """Write the result of a photograph atomically."""
+        write_bytes(self.path(image), data)
+
+
+class Results(PhotographResults):
     """The results of one run in a folder: <stem>.png for each photograph, or with suffix="" a sub-folder <stem>.
 
     stage: the script's name. settings: {flag: value} of all that decides on the results. made_from: {name: folder or file}
@@ -60,7 +102,8 @@ class Results:
 
     def __init__(self, stage, folder, settings, made_from, sources=lambda path: [path], suffix=".png", overwrite=False,
                  flag="--result_path"):
-        self.folder, self.sources, self.suffix, self.overwrite, self.flag = Path(folder), sources, suffix, overwrite, flag
+        super().__init__(Path(folder), "{0.stem}" + suffix, overwrite, flag)
+        self.sources, self.suffix = sources, suffix
         place, images = os.path.realpath(folder), Path(os.path.abspath(made_from["input"]))
         parts = [images, *(images.parent / name for name in ("target", "ldgp", "sdr") if f"{name}.py" != stage)]
         for part in parts:
@@ -73,94 +116,81 @@ class Results:
                "versions": {name: sys.modules[name].__version__ for name in libraries},
                # as seen from there, so that a data set can be moved as a whole
                "made_from": {name: os.path.relpath(os.path.realpath(path), place) for name, path in made_from.items()}}
-        self.run, self.lock = json.loads(json.dumps(run)), None  # as it will be read back
-
-    def path(self, image):
-        return self.folder / f"{image.stem}{self.suffix}"
+        self.run = json.loads(json.dumps(run))  # as it will be read back
 
     def done(self, image):
-        """Whether the result of a photograph is there and not older than its sources."""
         try:
             return up_to_date(self.path(image), self.sources(image))
         except ImageError:  # of a source that is missing; doing it will say so
             return False
 
     def prepare(self, images):
-        """Before the first image: make the folder, move away what is another run's or older than its photograph.
+        """Make the folder; archive what is another run's or older than its sources, or delete it to overwrite it.
 
         Raises ImageError for what cannot be such a folder, and where files would be replaced that no run has made.
         """
-        make_folder(self.folder, self.flag)
+        super().prepare(images)
         with alone_in(self.folder):
-            there, found = [self.path(image) for image in images if self.path(image).exists()], read_run(self.folder)
+            made = [self.path(image) for image in images if self.path(image).exists()]
+            run = read_run(self.folder)
             if self.overwrite:
-                for path in there:
+                for path in made:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            elif there and not found:
-                raise ImageError(f"{self.folder}: no {RUN} says what made {there[0].name} and what else is there; name another "
+            elif made and not run:
+                raise ImageError(f"{self.folder}: no {RUN} says what made {made[0].name} and what else is there; name another "
                                  "folder for the results, or replace it with --overwrite")
-            elif found and found != self.run:
+            elif run and run != self.run:
                 made = [path for path in self.folder.iterdir()
                         if (path.suffix == self.suffix if self.suffix else path.is_dir() and not (path / RUN).exists())]
-                self.set_aside([path for path in made if not path.name.startswith(".")],
-                               f"of another run (differs in {difference(found, self.run)})")
+                self.archive([path for path in made if not path.name.startswith(".")],
+                             f"of another run (differs in {difference(run, self.run)})")
             else:
-                self.set_aside([self.path(image) for image in images if self.path(image).exists() and not self.done(image)],
-                               "older than what they were made from")
-            if found != self.run:
+                self.archive([self.path(image) for image in images if self.path(image).exists() and not self.done(image)],
+                             "older than what they were made from")
+            if run != self.run:
                 write_bytes(self.folder / RUN, json.dumps(self.run, indent=1).encode())
 
-    def set_aside(self, paths, why):
-        """Move results, with a copy of their run.json, to a new sub-folder of theirs, and say so in one line."""
+    def archive(self, paths, why):
+        """Move results, with a copy of their run.json, to a new sub-folder of theirs, and print a line that says so."""
         if not paths:
             return
-        aside = next(path for path in (self.folder / f"earlier-{number}" for number in itertools.count(1)) if not path.exists())
-        aside.mkdir()
-        shutil.copyfile(self.folder / RUN, aside / RUN)
+        archive = next(path for path in (self.folder / f"earlier-{n}" for n in itertools.count(1)) if not path.exists())
+        archive.mkdir()
+        shutil.copyfile(self.folder / RUN, archive / RUN)
         for path in paths:
-            path.rename(aside / path.name)
-        text = f"{self.run['stage']}: {self.folder}: {len(paths)} results {why} moved to {aside}"
+            path.rename(archive / path.name)
+        text = f"{self.run['stage']}: {self.folder}: {len(paths)} results {why} moved to {archive}"
         tqdm.write(one_line(text), file=sys.stderr)
 
     def claim(self, image):
-        """Whether this process may make a result: not if another one has begun to.
+        self.file = self.file or open(self.folder / RUN, "r+b")
+        return lock("lockf", self.file, 1, zlib.crc32(image.stem.encode(errors="surrogateescape")))  # a byte a photograph
 
-        A claim is a lock on a byte of run.json: it ends with its process, and leaves nothing behind.
-        """
-        if fcntl is None:
-            return True
-        self.lock = self.lock or open(self.folder / RUN, "r+b")
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, zlib.crc32(image.stem.encode(errors="surrogateescape")))
-        except (BlockingIOError, PermissionError):  # what POSIX lets a lock that is taken answer
-            return False
-        except OSError:  # a file system without locks: there, processes on one folder do not share the work
-            pass
+
+def lock(kind, file, *where):
+    """Lock a file, or bytes of it. Returns False where another process has them; True also where there are no locks."""
+    if fcntl is None:
         return True
-
-    def write(self, image, data):
-        write_bytes(self.path(image), data)
+    try:
+        getattr(fcntl, kind)(file, fcntl.LOCK_EX | fcntl.LOCK_NB, *where)
+    except (BlockingIOError, PermissionError):  # what POSIX lets a lock that is taken answer
+        return False
+    except OSError:  # a file system without locks: there, processes on one folder do not share the work
+        pass
+    return True
 
 
 def up_to_date(result, sources):
-    """Whether a file or folder is there and not older than its sources, which are there too."""
+    """Return whether a file or folder is there and not older than its sources, which are there too."""
     try:
         return all(os.stat(source).st_mtime_ns <= os.stat(result).st_mtime_ns for source in sources)
     except OSError:
         return False
 
 
-def make_folder(folder, flag):
-    """Make a folder for results. Raises ImageError, which names the flag that says another, where that is not possible."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ImageError(f"{folder}: cannot hold results ({error.strerror}); name another folder with {flag}") from None
-
-
 @contextlib.contextmanager
 def alone_in(folder):
-    """Let one process at a time in here, where the file system has locks."""
+    """Hold a folder for this process alone during a block, where the file system has locks."""
     if fcntl is None:
         yield
         return
@@ -174,7 +204,7 @@ def alone_in(folder):
 
 
 def difference(then, now):
-    """The names of the flags, folders and versions in which two runs differ."""
+    """Return the names of the flags, folders and versions in which two runs differ."""
     old, new = ({"stage": run.get("stage"), **run["settings"], **run["made_from"], **run["versions"]} for run in (then, now))
     return ", ".join(name for name in {**new, **old} if old.get(name) != new.get(name))
 

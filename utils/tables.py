@@ -18,7 +18,7 @@ LATEX_MARKS = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
 
 
 class Method(NamedTuple):
-    """A row of the overview: the means of one method."""
+    """The mean scores of one method: a row of the overview."""
 
     name: str
     images: str  # how many, or which
@@ -28,53 +28,54 @@ class Method(NamedTuple):
 
 
 def published(dataset, keys, images):
-    """The published figures of a data set that have any of the scores `keys`: a list of `Method`, often empty.
+    """Return the published scores of a data set, those of `keys` alone, as a list of `Method`, often empty.
 
     Figures of its first images, "1 to 40", are given where `images` is their number.
     """
-    found = []
+    methods = []
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             scores = {key: row[key] for key in keys if row.get(key)}
             fits = " to " not in row["images"] or row["images"] == f"1 to {images}"
             if row["dataset"] == dataset and scores and fits:
-                found.append(Method(row["method"], row["images"], scores, row["source"]))
-    return found
+                methods.append(Method(row["method"], row["images"], scores, row["source"]))
+    return methods
 
 
 def columns(keys):
-    """[(heading, scores)]: PSNR and SSIM of a protocol share a column, each score of pyiqa has its own."""
+    """Return [(heading, scores)]: PSNR and SSIM of a protocol share a column, each score of pyiqa has its own."""
     pairs = [(f"{protocol.name} PSNR / SSIM", [f"psnr_{name}", f"ssim_{name}"]) for name, protocol in PROTOCOLS.items()
              if f"psnr_{name}" in keys]
     return pairs + [(key.upper(), [key]) for key in EXTRA if key in keys]
 
 
 def score_text(key, value, sign=""):
-    """A score with the digits of its kind, a published one as it was published. SSIM comes without the 0 before the point."""
+    """Format a score with the digits of its kind, a published one as it was published; SSIM without the 0 before the point."""
     text = value if isinstance(value, str) else f"{value:{sign}.{DIGITS[key.partition('_')[0]]}f}"
     return re.sub(r"^([+-]?)0\.", r"\1.", text) if key.startswith("ssim") else text
 
 
 def cell(scores, keys, marks={}, sign=""):
+    """Format the scores of a cell of a table, with the marks of the best ones."""
     return " / ".join(marks.get(key, "{}").format(score_text(key, scores[key], sign)) for key in keys if key in scores)
 
 
-def places(methods):
-    """{(method's number, key): 1 or 2} of the best and the second best, as shown, among the ranked methods if there are two."""
-    ranked, found = [number for number, method in enumerate(methods) if method.ranked], {}
+def best_two(methods):
+    """Return {(method's number, key): 1 or 2}, the best and second best as shown, of the ranked methods if there are two."""
+    ranked, places = [number for number, method in enumerate(methods) if method.ranked], {}
     for key in methods[ranked[0]].scores if len(ranked) > 1 else ():
         shown = {number: float(score_text(key, methods[number].scores[key])) for number in ranked}
         best = sorted(set(shown.values()), reverse=key not in EXTRA)[:2]
-        found |= {(number, key): best.index(value) + 1 for number, value in shown.items() if value in best}
-    return found
+        places |= {(number, key): best.index(value) + 1 for number, value in shown.items() if value in best}
+    return places
 
 
 def overview(methods, shown, marks=PLAIN_MARKS):
-    """The table of the means: a row a method, and the source of published figures in a row above them.
+    """Lay out the table of the means: a row a method, and the source of published figures in a row above them.
 
     methods: a list of `Method`. shown: some of `columns`. marks: how the best and second best look.
     """
-    best, source = places(methods), MEASURED
+    best, source = best_two(methods), MEASURED
     lines = [["method", "images", *(heading for heading, _ in shown)]]
     for number, method in enumerate(methods):
         own_marks = {key: marks[place] for (which, key), place in best.items() if which == number}
@@ -88,7 +89,7 @@ def overview(methods, shown, marks=PLAIN_MARKS):
 
 
 def image_table(results, keys, total):
-    """The table of the images: a row an image and one of the means, a column a method; what is called "gain" gets a sign.
+    """Lay out the table of the images: a row an image and one of the means, a column a method; "gain" gets a sign.
 
     results: {method: {image: its scores}}. keys: one column's scores. total: how many images there should be.
     """
@@ -105,19 +106,19 @@ def image_table(results, keys, total):
 
 
 def markdown(lines):
-    """A table in Markdown, its columns filled up with blanks, so that it is readable as it stands."""
+    """Format a table in Markdown, its columns filled up with blanks, so that it is readable as it stands."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
 def latex(lines):
-    """The rows of a table for a paper."""
+    """Format a table as rows of a LaTeX table."""
     return "\n".join(" & ".join(re.sub(r"([_&%#$])", r"\\\1", text) for text in line) + r" \\" for line in lines)
 
 
 def csv_text(rows):
-    """Dicts of text or float as comma-separated values, floats with six decimals; what a row lacks is left empty."""
+    """Format dicts of text or float as comma-separated values, floats with six decimals; what a row lacks is left empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
