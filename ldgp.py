@@ -13,7 +13,7 @@ import numpy as np
 from utils import cli, fast
 from utils.image import ImageError, check_image, list_images, png_bytes, read_image
 from utils.progress import each_image
-from utils.results import Results
+from utils.results import Results, beside
 
 CELL = 8  # pixels; the cells, blocks and bins of Dalal and Triggs' descriptor as the paper uses it
 BLOCK = 4  # cells a side
@@ -168,7 +168,7 @@ def add_strength_flag(parser):
 
 def main(args):
     source = Path(args.input_path or f"./dataset/{args.dataset}/input")
-    target = Path(args.save_path or source.parent / "ldgp")
+    target = Path(args.save_path or beside(source, "ldgp"))
     names = ["strength"] if args.recipe == "fast" else ["patch_size", "kernel_size", "true_cells"]
     settings = {"recipe": args.recipe, **{name: getattr(args, name) for name in names}}
     results = Results("ldgp.py", target, settings, {"input": source}, overwrite=args.overwrite, flag="--save_path")

@@ -12,7 +12,7 @@ from utils import cli, fast
 from utils.image import (ImageError, check_image, check_size, list_images, matching_file, png_bytes, read_image, read_mask,
                          read_scale)
 from utils.progress import each_image
-from utils.results import Results, check_made_for, how_to_make_masks
+from utils.results import Results, beside, check_made_for, how_to_make_masks
 from utils.sampling import CHUNK, cumulate, draw_references, strips, write_references
 
 
@@ -138,7 +138,7 @@ def sampler_for(image, mask, mask_path, args):
 
 def main(args):
     source = Path(args.input_path or "./dataset/Rain100L/input/")
-    masks_path, save_path, fuse_save_path = (Path(given or source.parent / name) for given, name in (
+    masks_path, save_path, fuse_save_path = (Path(given or beside(source, name)) for given, name in (
         (args.ldgp_path, "ldgp"), (args.save_path, "sdr"), (args.fuse_save_path, "sdr(fuse)")))
     hint = how_to_make_masks(source, masks_path, args.recipe)
     images = list_images(source, "put the photographs there, or name their folder with --input_path")

@@ -53,7 +53,7 @@ def derain(model, rainy, references, recipe=PAPER, report=None):
     check_image(rainy)
     if references.shape[1:] != rainy.shape or len(references) == 0:
         raise ValueError(f"references of shape {references.shape} do not belong to an image of shape {rainy.shape}")
-    kept = torch.from_numpy(references).to(model_device(model))
+    kept = torch.from_numpy(np.ascontiguousarray(references)).to(model_device(model))
     steps = recipe.steps or recipe.epoch * len(kept)
     return learn_references(model, rainy, (kept[step % len(kept)] for step in range(steps)), recipe, report)
 

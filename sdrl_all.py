@@ -140,7 +140,7 @@ def main(args):
     (rank, world), device = ranks(), cli.device(args.device)
     fast, data = args.recipe == "fast", Path(args.rainy_data_path)
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
-    folder = Path(args.model_save_dir or f"./result_all/{Path(os.path.realpath(data)).name}")
+    folder = Path(args.model_save_dir or f"./result_all/{Path(os.path.abspath(data)).name}")
     hint = how_to_make_references(data, references_path, args.recipe)
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
     check_made_for(references_path, source, args.recipe, hint)

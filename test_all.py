@@ -30,7 +30,7 @@ def derain_with(model, rainy, name="paper", recipe=PAPER):
 
 def main(args):
     device, data = cli.device(args.device), Path(args.data_path)
-    trained = Path("./result_all") / Path(os.path.realpath(data)).name
+    trained = Path("./result_all") / Path(os.path.abspath(data)).name
     model_path = Path(args.model_path or trained / "model.pkl")
     images = list_images(data / "input", "put the photographs there, or name their data set with --data_path")
     model, name = load_model(model_path, device)

@@ -95,3 +95,5 @@ def test_the_fast_recipe_on_an_array(steps):
     assert derained.shape == rainy.shape and (derained <= rainy).all() and (derained < rainy).any()
     assert layer.shape == rainy.shape[:2] and len(losses) == steps
     assert np.array_equal(derained, derain()[0])
+    rainy = np.ascontiguousarray(rainy[:, ::-1])[:, ::-1]  # a view
+    assert np.array_equal(derained, derain()[0])

@@ -135,6 +135,20 @@ def test_defaults_follow_the_data_set_that_is_named(tmp_path, source):
     assert set(files(tmp_path)) == made
 
 
+def test_a_data_set_by_another_name(copy):
+    """A symbolic link keeps its own name, and photographs may be named from within their folder."""
+    (copy / DATA).rename(copy / "real")
+    (copy / DATA).symlink_to(copy / "real")
+    stage(ALL, f"{SHORT[ALL]} --overwrite", copy)
+    stage(TEST, "--overwrite", copy)
+    assert {path.name for path in (copy / "result_all").iterdir()} == {"Rain100L"}
+    for folder, place in (("input", "."), ("input/a", "..")):
+        (copy / "real" / folder).mkdir(exist_ok=True)
+        shutil.rmtree(copy / "real/ldgp", ignore_errors=True)
+        stage(f"python ldgp.py --input_path={place}", "", copy / "real" / folder)
+        assert {path.name for path in (copy / "real/ldgp").iterdir()} == {"lac.png", "rue.png", "run.json"}
+
+
 def test_a_data_set_that_is_only_read(copy):
     """Results elsewhere are possible; masks that are missing are made, and are not kept."""
     shutil.rmtree(copy / DATA / "ldgp")

@@ -1,4 +1,7 @@
 """The loop of all learning: the mean of weights, and losses that are no numbers."""
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,3 +80,13 @@ def test_the_last_good_checkpoint_stays(copy, monkeypatch):
         assert "goes on after epoch 3" in first and last.startswith(words)
         assert {**files(copy / "result_all"), "Rain100L/loss.csv": before["Rain100L/loss.csv"]} == before
     stage(ALL, f"{SHORT[ALL]} --epoch=4", copy)  # it is good indeed
+
+
+def test_networks_that_are_made_at_once_are_each_their_seeds_and_leave_the_callers_generator_alone():
+    recipes = [PAPER._replace(seed=seed) for seed in range(8)]
+    alone, state = [fresh_model("DnCNN", "cpu", recipe) for recipe in recipes], torch.get_rng_state()
+    with ThreadPoolExecutor(8) as pool:
+        at_once = list(pool.map(partial(fresh_model, "DnCNN", "cpu"), recipes))
+    for one, other in zip(alone, at_once):
+        assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -6,6 +6,7 @@
 recipes take for rain; ldgp: each photograph above its mask; curve: the loss of sdrl_all.py, which needs matplotlib.
 """
 import csv
+import os
 from pathlib import Path
 
 import cv2
@@ -184,7 +185,7 @@ def draw_curve(losses):
 
 def main(args):
     if args.figure == "curve":
-        places = args.loss_path or [f"./result_all/{Path(args.dataset_path).resolve().name}/loss.csv"]
+        places = args.loss_path or [f"./result_all/{Path(os.path.abspath(args.dataset_path)).name}/loss.csv"]
         pictures = {"curve": draw_curve({place: read_losses(place) for place in places})}
     else:
         inputs = list_images(Path(args.dataset_path) / "input", README)

@@ -233,7 +233,7 @@ def uint8_to_tensor(image, device=None):
     """Convert an array or tensor (H, W, 3), BGR in [0, 255], to a float32 tensor (1, 3, H, W), RGB in [0, 1]."""
     import torch  # here, so that the stages that learn nothing do not wait for it
 
-    tensor = torch.as_tensor(image).to(device)
+    tensor = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image).to(device)
     return tensor.flip(-1).permute(2, 0, 1)[None].contiguous().float() / 255
 
 

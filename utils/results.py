@@ -209,6 +209,11 @@ def difference(then, now):
     return ", ".join(name for name in {**new, **old} if old.get(name) != new.get(name))
 
 
+def beside(folder, name):
+    """Return the path of a folder beside another one, which may be given as . or .."""
+    return Path(os.path.normpath(Path(folder, ".."))) / name
+
+
 def how_to_make_masks(source, masks_path, recipe):
     """Return what to run where masks or layers of photographs are missing or of another run."""
     return f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}" --recipe={recipe}'

@@ -1,4 +1,5 @@
 """What all learning shares: recipes, fresh networks, the loop, the mean of weights, random crops."""
+import threading
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ from torch.utils.data import Dataset
 from models import build
 from utils.image import check_size, read_image
 from utils.inference import mixed_precision, model_device
+
+
+DRAWING = threading.Lock()  # for networks that are made at once
 
 
 class Recipe(NamedTuple):
@@ -29,8 +33,9 @@ class Recipe(NamedTuple):
 
 def fresh_model(backbone, device, recipe):
     """Return a backbone with the weights that the recipe's seed gives, on a device."""
-    torch.manual_seed(recipe.seed)
-    model = build(backbone, residual=recipe.identity).to(device)
+    with DRAWING, torch.random.fork_rng(devices=[]):  # torch's own generator is global: leave it to the caller as it was
+        torch.manual_seed(recipe.seed)
+        model = build(backbone, residual=recipe.identity).to(device)
     return model.to(memory_format=torch.channels_last) if model_device(model).type == "cuda" else model
 
 
