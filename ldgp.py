@@ -23,12 +23,6 @@ SMALLEST = CELL * BLOCK  # pixels: one block
 THRESHOLD_WINDOW, THRESHOLD_OFFSET = 5, 0  # of the adaptive mean threshold: pixels a side, grey levels
 
 
-def check_opencv():
-    """Raise ImageError on OpenCV 5: it has no HOGDescriptor, and its warpAffine rounds differently."""
-    if int(cv2.__version__.split(".")[0]) >= 5:
-        raise ImageError(f"OpenCV {cv2.__version__} gives other masks; run: pip install 'opencv-python>=4.8,<5'")
-
-
 @lru_cache
 def _credit(width, height, exchange_cells):
     """Return the weights that sum a patch's overlapping block histograms to one histogram, (blocks_x * blocks_y * BLOCK^2,).
@@ -129,7 +123,8 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
     ----------
     "Rain2Avoid: Self-Supervised Single Image Deraining", ICASSP 2023, section 2.1.
     """
-    check_opencv()
+    if int(cv2.__version__.split(".")[0]) >= 5:  # has no HOGDescriptor, and its warpAffine rounds differently
+        raise ImageError(f"OpenCV {cv2.__version__} gives other masks; run: pip install 'opencv-python>=4.8,<5'")
     check_image(image)
     if kernel_size < 1:  # OpenCV would take an empty kernel as one of 3x3
         raise ValueError(f"kernel_size must be at least 1, not {kernel_size}")
@@ -146,12 +141,18 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
     return np.ascontiguousarray(rotate(streaks, -degrees)[top : top + height, left : left + width])
 
 
-def find_rain(image, recipe="paper", strength=1.0, patch_size=80, kernel_size=10, true_cells=False):
-    """Find rain by either recipe: (`rain_mask`, 1) by the paper's, (`fast.rain_layer`, its scale) by the fast one."""
+def find_rain(path, image, recipe="paper", strength=1.0, patch_size=80, kernel_size=10, true_cells=False):
+    """Find rain by either recipe: (`rain_mask`, 1) by the paper's, (`fast.rain_layer`, its scale) by the fast one.
+
+    Raises ImageError, which names the path of the image, where that is not possible.
+    """
     if recipe == "fast":
         scale = fast.thin_scale(image)
         return fast.rain_layer(image, strength, scale), scale
-    return rain_mask(image, patch_size, kernel_size, not true_cells), 1
+    try:
+        return rain_mask(image, patch_size, kernel_size, not true_cells), 1
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
 
 
 def notice(rain):
@@ -174,11 +175,7 @@ def main(args):
     results = Results("ldgp.py", target, settings, {"input": source}, overwrite=args.overwrite, flag="--save_path")
 
     def work(path, progress):
-        image = read_image(path)
-        try:
-            rain, scale = find_rain(image, **settings)
-        except ImageError as error:
-            raise ImageError(f"{path}: {error}") from None
+        rain, scale = find_rain(path, read_image(path), **settings)
         results.write(path, png_bytes(rain, scale=scale))
         return notice(rain)
 

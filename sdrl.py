@@ -148,7 +148,7 @@ def main(args):
         references, scale = read_references(references_path / path.stem, photograph.image, path, hint)
         progress.reset(recipe.steps or recipe.epoch * len(references))
         if args.recipe == "fast":
-            learner = own_rain.learner(args.backbone, device, recipe, progress.step) if recipe.steps else None
+            learner = own_rain.learner(args.backbone, device, recipe, progress.step)
             fused = np.mean(references, axis=0, dtype=np.float32)
             derained = fast.derain_by_learning(photograph.image, fused, learner, scale)
         else:

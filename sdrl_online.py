@@ -14,7 +14,7 @@ from sdr import add_nss_flags, nss_options, sampler_for
 from sdrl import add_flags, learn_references, recipe_of
 from utils import cli, fast
 from utils.fast import own_rain
-from utils.image import ImageError, check_size, list_images, photograph_bytes, read_mask, read_photograph, read_scale
+from utils.image import check_size, list_images, photograph_bytes, read_mask, read_photograph, read_scale
 from utils.progress import each_image
 from utils.results import Results, check_made_for, how_to_make_masks, read_run
 from utils.training import fresh_model
@@ -56,10 +56,7 @@ def main(args):
     def mask_of(path, rainy):
         """Return a photograph's mask or layer and its scale, made now if there is none."""
         if path.stem not in masks:
-            try:
-                return find_rain(rainy, **how)
-            except ImageError as error:
-                raise ImageError(f"{path}: {error}") from None
+            return find_rain(path, rainy, **how)
         mask = read_mask(masks[path.stem])
         check_size(mask, masks[path.stem], rainy, path)
         return mask, read_scale(masks[path.stem])
@@ -70,7 +67,7 @@ def main(args):
         mask, scale = mask_of(path, rainy)
         progress.reset(steps)
         if not paper:
-            learner = own_rain.learner(args.backbone, device, recipe, progress.step) if steps else None
+            learner = own_rain.learner(args.backbone, device, recipe, progress.step)
             derained, _ = fast.derain(rainy, learner, layer=mask, scale=scale)
         else:
             sampler = sampler_for(rainy, mask, masks.get(path.stem, path), args)

@@ -35,9 +35,12 @@ def recipe_for(backbone):
 def learner(backbone="Unet", device="cpu", recipe=None, report=None):
     """Return a learner for `utils.fast.derain`, which trains a fresh network on each photograph.
 
-    backbone: a key of `models.BACKBONES`. recipe: by default the backbone's. report: called with each step's loss.
+    backbone: a key of `models.BACKBONES`. recipe: by default the backbone's; None is returned for one without steps. report:
+    called with each step's loss.
     """
     recipe = recipe or recipe_for(backbone)
+    if not recipe.steps:
+        return None
     return lambda rainy, background: learn(fresh_model(backbone, device, recipe), rainy, background, recipe, report)
 
 
