@@ -31,13 +31,9 @@ def block(dim, heads):
 
 
 class Restormer(FourLevels):
-    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; output + input, not clipped.
-
-    residual: start at the identity, with the last convolution at zero. Names of parameters do not change with it.
-    """
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped. residual: as of `models.build`."""
 
     def __init__(self, residual=False):
         dim, heads, refinement = 48, (1, 2, 4, 8), 4
-        super().__init__(
-            dim, blocks=(4, 6, 6, 8), heads=heads, block=block, stem=nn.Identity(),
-            refinement=nn.Sequential(*[block(2 * dim, heads[0]) for _ in range(refinement)]), residual=residual)
+        super().__init__(dim, blocks=(4, 6, 6, 8), heads=heads, block=block, stem=nn.Identity(), residual=residual,
+                         refinement=nn.Sequential(*[block(2 * dim, heads[0]) for _ in range(refinement)]))
