@@ -90,43 +90,24 @@ class Step(nn.Module):
         return relu(y) + x
 
 
-class Gates(nn.Module):
-    """(N, C, H, W) to (N, 4, 8): how much each expert of each step counts, from the image's mean."""
+class MixtureOfExperts(nn.Module):
+    """1x1 convolution, then four steps of eight experts, whose gates follow from the image's mean: (N, C, H, W) to the same."""
 
     def __init__(self, dim):
         super().__init__()
         count = STEPS * EXPERTS
-        self.ca_fc = nn.Sequential(nn.Linear(dim, 2 * count), nn.ReLU(), nn.Linear(2 * count, count))
-
-    def forward(self, x):
-        return self.ca_fc(x.mean(dim=(2, 3))).unflatten(1, (STEPS, EXPERTS)).softmax(dim=-1)
-
-
-class Steps(nn.Module):
-    """1x1 convolution, then four steps of experts: (N, C, H, W) and gates (N, 4, 8) to (N, C, H, W)."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.preprocess = named(op=nn.Sequential(conv(dim, dim, 1), nn.ReLU(inplace=True)))
-        self._ops = nn.ModuleList([Step(dim) for _ in range(STEPS)])
-
-    def forward(self, x, gates):
-        x = self.preprocess(x)
-        for n, step in enumerate(self._ops):
-            x = step(x, gates[:, n])
-        return x
-
-
-class MixtureOfExperts(nn.Module):
-    """Four steps of eight gated experts, the gates computed from the input: (N, C, H, W) to the same."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.layers = nn.ModuleList([Gates(dim), Steps(dim)])
+        gates = named(ca_fc=nn.Sequential(nn.Linear(dim, 2 * count), nn.ReLU(), nn.Linear(2 * count, count)))
+        first = named(op=nn.Sequential(conv(dim, dim, 1), nn.ReLU(inplace=True)))
+        steps = nn.ModuleDict({"preprocess": first, "_ops": nn.ModuleList([Step(dim) for _ in range(STEPS)])})
+        self.layers = nn.ModuleList([gates, steps])
 
     def forward(self, x):
         gates, steps = self.layers
-        return steps(x, gates(x))
+        gates = gates(x.mean(dim=(2, 3))).unflatten(1, (STEPS, EXPERTS)).softmax(dim=-1)  # (N, 4, 8)
+        x = steps["preprocess"](x)
+        for n, step in enumerate(steps["_ops"]):
+            x = step(x, gates[:, n])
+        return x
 
 
 def block(dim, heads):

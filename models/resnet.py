@@ -33,9 +33,7 @@ class ResNet(nn.Module):
         x3 = net.layer2(x2)  # (N, 128, H/8, W/8)
         x4 = net.layer3(x3)  # (N, 256, H/16, W/16)
         y = net.layer4(x4)  # (N, 512, H/32, W/32)
-        y = self.up1(y) + x4
-        y = self.up2(y) + x3
-        y = self.up3(y) + x2
-        y = self.up4(y) + x1
+        for enlarge, skip in ((self.up1, x4), (self.up2, x3), (self.up3, x2), (self.up4, x1)):
+            y = enlarge(y) + skip
         y = crop_like(self.up5(y), x)
         return x + y if self.residual else y
