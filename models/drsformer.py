@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import ChannelAttention, FourLevels, TransformerBlock, conv, depthwise, named, pointwise
+from .layers import ChannelAttention, FourLevels, conv, depthwise, named, pointwise
 
 EXPANSION = 2.66  # hidden channels of the feed-forward, relative to its input
 KEPT = ((1, 2), (2, 3), (3, 4), (4, 5))  # the four masks keep 1/2, 2/3, 3/4, 4/5 of a row's entries, rounded down
@@ -110,14 +110,9 @@ class MixtureOfExperts(nn.Module):
         return x
 
 
-def block(dim, heads):
-    return TransformerBlock(dim, TopKAttention(dim, heads), FeedForward(dim))
-
-
 class DRSFormer(FourLevels):
     """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped. residual: as of `models.build`."""
 
     def __init__(self, residual=False):
         dim = 32
-        super().__init__(dim, blocks=(4, 6, 6, 8), heads=(1, 2, 4, 8), block=block, stem=MixtureOfExperts(dim),
-                         refinement=MixtureOfExperts(2 * dim), residual=residual)
+        super().__init__(dim, TopKAttention, FeedForward, MixtureOfExperts(dim), MixtureOfExperts(2 * dim), residual)

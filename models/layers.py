@@ -46,8 +46,7 @@ def zero_(layer):
 
 def conv(inputs, outputs, kernel, stride=1, groups=1, dilation=1, bias=False):
     """Convolution that pads with zeros so as to keep the size (stride 1) or to halve an even one (stride 2)."""
-    padding = dilation * (kernel // 2)
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias)
+    return nn.Conv2d(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation, groups, bias)
 
 
 def depthwise(channels, kernel, dilation=1):
@@ -107,14 +106,17 @@ class ChannelAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each behind a LayerNorm and with a residual: (N, C, H, W) to the same."""
+    """Attention, then feed-forward, each behind a LayerNorm and with a residual: (N, C, H, W) to the same.
 
-    def __init__(self, dim, attn, ffn):
+    attention, feed_forward: classes of (dim, heads) and of (dim).
+    """
+
+    def __init__(self, dim, heads, attention, feed_forward):
         super().__init__()
         self.norm1 = LayerNorm(dim)
-        self.attn = attn
+        self.attn = attention(dim, heads)
         self.norm2 = LayerNorm(dim)
-        self.ffn = ffn
+        self.ffn = feed_forward(dim)
 
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
@@ -134,18 +136,17 @@ def upsample(dim):
 class FourLevels(nn.Module):
     """The encoder and decoder that Restormer and DRSFormer share: (N, 3, H, W) to the same, any H and W from 1 up.
 
-    dim: channels at the first level, doubled at every level below.
-    blocks, heads: transformer blocks at levels 1 to 4, and attention heads in each.
-    block: function (dim, heads) -> one transformer block.
+    dim: channels at the first level, doubled at every level below. attention, feed_forward: as of `TransformerBlock`.
     stem, refinement: modules at full size, of `dim` channels before the encoder and 2 `dim` after the decoder.
-    residual: start at the identity. The input is added to the output in any case.
+    residual: as of `models.build`.
     """
 
-    def __init__(self, dim, blocks, heads, block, stem, refinement, residual=False):
+    def __init__(self, dim, attention, feed_forward, stem, refinement, residual=False):
         super().__init__()
 
         def level(n, width):
-            return nn.Sequential(*[block(width, heads[n - 1]) for _ in range(blocks[n - 1])])
+            heads, blocks = ((1, 4), (2, 6), (4, 6), (8, 8))[n - 1]
+            return nn.Sequential(*[TransformerBlock(width, heads, attention, feed_forward) for _ in range(blocks)])
 
         self.patch_embed = named(proj=conv(3, dim, 3))
         self.encoder_level0 = stem
