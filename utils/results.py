@@ -80,11 +80,7 @@ class PhotographResults:
                              f"name another folder with {self.flag}") from None
 
     def claim(self, image):
-        """Return whether this process may make a result: not if another one has begun to.
-
-        A claim is a lock, which ends with its process and leaves nothing behind. Here it is on the photograph, and ends with
-        the next one.
-        """
+        """Lock the photograph until the next one is claimed; returns False where another process is making its result."""
         with contextlib.suppress(OSError):  # of a photograph that is missing; doing it will say so
             self.file = open(image, "rb")
             return lock("flock", self.file)
@@ -109,8 +105,7 @@ class Results(PhotographResults):
         super().__init__(Path(folder), "{0.stem}" + suffix, flag=flag)
         self.sources, self.suffix, self.replace = sources, suffix, overwrite
         place, images = os.path.realpath(folder), Path(os.path.abspath(made_from["input"]))
-        parts = [images, *(images.parent / name for name in ("target", "ldgp", "sdr") if f"{name}.py" != stage)]
-        for part in parts:
+        for part in [images, *(images.parent / name for name in ("target", "ldgp", "sdr") if f"{name}.py" != stage)]:
             if os.path.realpath(part) == place:
                 raise ImageError(f"{self.folder}: results would get among the files of {part.name}/; "
                                  f"name another folder with {flag}")
@@ -166,7 +161,10 @@ class Results(PhotographResults):
 
 
 def lock(kind, file, *where):
-    """Lock a file, or bytes of it. Returns False where another process has them; True also where there are no locks."""
+    """Lock a file, or bytes of it, until it is closed or this process ends: nothing is left behind.
+
+    Returns False where another process has them; True also where there are no locks.
+    """
     if fcntl is None:
         return True
     try:
