@@ -4,6 +4,8 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+LEVELS = ((4, 1), (6, 2), (6, 4), (8, 8))  # transformer blocks, and attention heads in each; as published for both networks
+
 
 def mirror(size, padded, device=None):
     """(padded,) int64 positions into a side of `size` pixels, continued by reflection about its last pixel.
@@ -145,7 +147,7 @@ class FourLevels(nn.Module):
         super().__init__()
 
         def level(n, width):
-            heads, blocks = ((1, 4), (2, 6), (4, 6), (8, 8))[n - 1]
+            blocks, heads = LEVELS[n - 1]
             return nn.Sequential(*[TransformerBlock(width, heads, attention, feed_forward) for _ in range(blocks)])
 
         self.patch_embed = named(proj=conv(3, dim, 3))
