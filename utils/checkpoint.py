@@ -36,9 +36,8 @@ def load(path, device="cpu"):
             warnings.simplefilter("ignore")  # of pickles that it refuses next
             # torch does not compress; others could, a thousand times what memory holds. Its older formats, no zip files, could
             # execute code up to torch 2.5.
-            with zipfile.ZipFile(io.BytesIO(data)) as file:  # closed here, as Python ignores a Ctrl-C while one is deleted
-                if sum(entry.file_size for entry in file.infolist()) > len(data):
-                    raise ValueError("compressed")
+            if unpacked_size(data) > len(data):
+                raise ValueError("compressed")
             content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise ValueError("without an entry 'model'")
@@ -47,6 +46,12 @@ def load(path, device="cpu"):
                          f"({error if type(error) is ValueError else type(error).__name__}); "
                          "train it anew with sdrl_all.py --overwrite") from None
     return content
+
+
+def unpacked_size(data):
+    """Return how many bytes a zip file says it holds. The ZipFile ends here, as Python ignores a Ctrl-C while one ends."""
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        return sum(entry.file_size for entry in file.infolist())
 
 
 def load_weights(model, weights, path):
