@@ -5,13 +5,7 @@ from .resnet import ResNet
 from .restormer import Restormer
 from .unet import Unet
 
-BACKBONES = {
-    "Unet": Unet,
-    "ResNet": ResNet,
-    "DnCNN": DnCNN,
-    "Restormer": Restormer,
-    "DRSFormer": DRSFormer,
-}
+BACKBONES = {"Unet": Unet, "ResNet": ResNet, "DnCNN": DnCNN, "Restormer": Restormer, "DRSFormer": DRSFormer}
 
 
 def build(name, residual=False):
@@ -20,7 +14,8 @@ def build(name, residual=False):
     Parameters
     ----------
     name : a key of `BACKBONES`
-    residual : whether it starts at the identity
+    residual : whether it starts at the identity: it returns input + network, whose last convolution starts at zero. Names of
+        parameters do not change with it. Transformers add the input in any case.
 
     Returns
     -------

@@ -8,11 +8,7 @@ FEATURES = 64
 
 
 class DnCNN(nn.Module):
-    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped.
-
-    residual: return input + network, the last convolution starting at zero, hence start at the identity. Names of
-    parameters do not change with it.
-    """
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped. residual: as of `models.build`."""
 
     def __init__(self, residual=False):
         super().__init__()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import ChannelAttention, FourLevels, TransformerBlock, conv, depthwise, pointwise
+from .layers import ChannelAttention, FourLevels, conv, depthwise, named, pointwise
 
 EXPANSION = 2.66  # hidden channels of the feed-forward, relative to its input
 KEPT = ((1, 2), (2, 3), (3, 4), (4, 5))  # the four masks keep 1/2, 2/3, 3/4, 4/5 of a row's entries, rounded down
@@ -59,24 +59,13 @@ class FeedForward(nn.Module):
         return self.project_out(F.relu(torch.cat(y, dim=1), inplace=True))
 
 
-class Layer(nn.Module):
-    """A sequence of modules under the name `op`, where the published checkpoints have it."""
-
-    def __init__(self, *modules):
-        super().__init__()
-        self.op = nn.Sequential(*modules)
-
-    def forward(self, x):
-        return self.op(x)
-
-
 def separable(dim, kernel):
-    return Layer(depthwise(dim, kernel), conv(dim, dim, 1), nn.ReLU(inplace=True),
-                 depthwise(dim, kernel), conv(dim, dim, 1))
+    return named(op=nn.Sequential(depthwise(dim, kernel), conv(dim, dim, 1), nn.ReLU(inplace=True),
+                                  depthwise(dim, kernel), conv(dim, dim, 1)))
 
 
 def dilated(dim, kernel):
-    return Layer(depthwise(dim, kernel, dilation=2), conv(dim, dim, 1))
+    return named(op=nn.Sequential(depthwise(dim, kernel, dilation=2), conv(dim, dim, 1)))
 
 
 class Step(nn.Module):
@@ -84,10 +73,9 @@ class Step(nn.Module):
 
     def __init__(self, dim):
         super().__init__()
-        self._ops = nn.ModuleList([
-            separable(dim, 1), separable(dim, 3), separable(dim, 5), separable(dim, 7),
-            dilated(dim, 3), dilated(dim, 5), dilated(dim, 7),
-            nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)])
+        self._ops = nn.ModuleList([*(separable(dim, kernel) for kernel in (1, 3, 5, 7)),
+                                   *(dilated(dim, kernel) for kernel in (3, 5, 7)),
+                                   nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)])
         self._out = nn.Sequential(conv(EXPERTS * dim, dim, 1), nn.ReLU())
 
     def forward(self, x, gates):
@@ -102,57 +90,29 @@ class Step(nn.Module):
         return relu(y) + x
 
 
-class Gates(nn.Module):
-    """(N, C, H, W) to (N, 4, 8): how much each expert of each step counts, from the image's mean."""
+class MixtureOfExperts(nn.Module):
+    """1x1 convolution, then four steps of eight experts, whose gates follow from the image's mean: (N, C, H, W) to the same."""
 
     def __init__(self, dim):
         super().__init__()
         count = STEPS * EXPERTS
-        self.ca_fc = nn.Sequential(nn.Linear(dim, 2 * count), nn.ReLU(), nn.Linear(2 * count, count))
+        gates = named(ca_fc=nn.Sequential(nn.Linear(dim, 2 * count), nn.ReLU(), nn.Linear(2 * count, count)))
+        first = named(op=nn.Sequential(conv(dim, dim, 1), nn.ReLU(inplace=True)))
+        steps = nn.ModuleDict({"preprocess": first, "_ops": nn.ModuleList([Step(dim) for _ in range(STEPS)])})
+        self.layers = nn.ModuleList([gates, steps])
 
     def forward(self, x):
-        return self.ca_fc(x.mean(dim=(2, 3))).unflatten(1, (STEPS, EXPERTS)).softmax(dim=-1)
-
-
-class Steps(nn.Module):
-    """1x1 convolution, then four steps of experts: (N, C, H, W) and gates (N, 4, 8) to (N, C, H, W)."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.preprocess = Layer(conv(dim, dim, 1), nn.ReLU(inplace=True))
-        self._ops = nn.ModuleList([Step(dim) for _ in range(STEPS)])
-
-    def forward(self, x, gates):
-        x = self.preprocess(x)
-        for n, step in enumerate(self._ops):
+        gates, steps = self.layers
+        gates = gates(x.mean(dim=(2, 3))).unflatten(1, (STEPS, EXPERTS)).softmax(dim=-1)  # (N, 4, 8)
+        x = steps["preprocess"](x)
+        for n, step in enumerate(steps["_ops"]):
             x = step(x, gates[:, n])
         return x
 
 
-class MixtureOfExperts(nn.Module):
-    """Four steps of eight gated experts, the gates computed from the input: (N, C, H, W) to the same."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.layers = nn.ModuleList([Gates(dim), Steps(dim)])
-
-    def forward(self, x):
-        gates, steps = self.layers
-        return steps(x, gates(x))
-
-
-def block(dim, heads):
-    return TransformerBlock(dim, TopKAttention(dim, heads), FeedForward(dim))
-
-
 class DRSFormer(FourLevels):
-    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; output + input, not clipped.
-
-    residual: start at the identity, with the last convolution at zero. Names of parameters do not change with it.
-    """
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped. residual: as of `models.build`."""
 
     def __init__(self, residual=False):
         dim = 32
-        super().__init__(
-            dim, blocks=(4, 6, 6, 8), heads=(1, 2, 4, 8), block=block, stem=MixtureOfExperts(dim),
-            refinement=MixtureOfExperts(2 * dim), residual=residual)
+        super().__init__(dim, TopKAttention, FeedForward, MixtureOfExperts(dim), MixtureOfExperts(2 * dim), residual)

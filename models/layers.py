@@ -1,16 +1,16 @@
-"""Pieces that several backbones share: padding to a multiple, convolution blocks, and the four-level transformer
-that Restormer and DRSFormer have in common."""
+"""What backbones share: padding to a multiple, convolutions, the four-level transformer of Restormer and DRSFormer."""
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
+LEVELS = ((4, 1), (6, 2), (6, 4), (8, 8))  # transformer blocks, and attention heads in each; as published for both networks
 
-# --- padding -------------------------------------------------------------------------------------------------------
 
 def mirror(size, padded, device=None):
     """(padded,) int64 positions into a side of `size` pixels, continued by reflection about its last pixel.
 
-    Reflection repeats where `padded` asks for more than the side holds, as np.pad(mode="reflect") does; a side of
-    one pixel is replicated.
+    Reflection repeats where that asks for more than the side holds, as in np.pad(mode="reflect"); a single pixel is repeated.
     """
     period = max(2 * (size - 1), 1)
     position = torch.arange(padded, device=device) % period
@@ -20,10 +20,9 @@ def mirror(size, padded, device=None):
 def pad_to_multiple(x, multiple, batch_norm=False):
     """Pad (N, C, H, W) at the bottom and right by reflection until both sides are multiples of `multiple`.
 
-    batch_norm: the network is about to take batch statistics at 1 / multiple of the padded size, which needs more
-    than one value per channel. If only one would be left, both sides grow to their second multiple.
-    Returns x itself where nothing is to be padded. Any dtype; sizes are the only thing it looks at, so nothing waits
-    for the device.
+    batch_norm: the network is about to take batch statistics at 1 / multiple of the padded size, which needs more than one
+    value per channel. If only one would be left, both sides grow to their second multiple.
+    Returns x itself where nothing is to be padded. It looks at sizes alone, so nothing waits for the device.
     """
     height, width = x.shape[-2:]
     rows, columns = -(-height // multiple), -(-width // multiple)
@@ -47,12 +46,9 @@ def zero_(layer):
         nn.init.zeros_(parameter)
 
 
-# --- convolutions --------------------------------------------------------------------------------------------------
-
 def conv(inputs, outputs, kernel, stride=1, groups=1, dilation=1, bias=False):
     """Convolution that pads with zeros so as to keep the size (stride 1) or to halve an even one (stride 2)."""
-    padding = dilation * (kernel // 2)
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias)
+    return nn.Conv2d(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation, groups, bias)
 
 
 def depthwise(channels, kernel, dilation=1):
@@ -65,20 +61,10 @@ def pointwise(x, weight):
     return (weight @ x.flatten(2)).unflatten(2, x.shape[2:])  # (N, D, HW), then (N, D, H, W)
 
 
-class ConvBlock(nn.Module):
-    """Convolution, then batch norm (`norm`), then `activation` (a module or None): (N, C, H, W) to (N, D, H', W')."""
+def named(**modules):
+    """Modules one after the other, under the names that they have in published checkpoints."""
+    return nn.Sequential(OrderedDict(modules))
 
-    def __init__(self, inputs, outputs, kernel, stride=1, bias=False, norm=True, activation=None):
-        super().__init__()
-        self.conv = conv(inputs, outputs, kernel, stride, bias=bias)
-        self.bn = nn.BatchNorm2d(outputs) if norm else nn.Identity()
-        self.activation = activation or nn.Identity()
-
-    def forward(self, x):
-        return self.activation(self.bn(self.conv(x)))
-
-
-# --- transformers --------------------------------------------------------------------------------------------------
 
 class LayerNorm(nn.Module):
     """Normalise every pixel of (N, C, H, W) over its channels."""
@@ -122,85 +108,64 @@ class ChannelAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each behind a LayerNorm and with a residual: (N, C, H, W) to the same."""
+    """Attention, then feed-forward, each behind a LayerNorm and with a residual: (N, C, H, W) to the same.
 
-    def __init__(self, dim, attn, ffn):
+    attention, feed_forward: classes of (dim, heads) and of (dim).
+    """
+
+    def __init__(self, dim, heads, attention, feed_forward):
         super().__init__()
         self.norm1 = LayerNorm(dim)
-        self.attn = attn
+        self.attn = attention(dim, heads)
         self.norm2 = LayerNorm(dim)
-        self.ffn = ffn
+        self.ffn = feed_forward(dim)
 
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))
 
 
-class OverlapPatchEmbed(nn.Module):
-    """3x3 convolution of (N, 3, H, W) to (N, dim, H, W)."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.proj = conv(3, dim, 3)
-
-    def forward(self, x):
-        return self.proj(x)
-
-
-class Downsample(nn.Module):
+def downsample(dim):
     """(N, C, H, W) to (N, 2C, H/2, W/2)."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.body = nn.Sequential(conv(dim, dim // 2, 3), nn.PixelUnshuffle(2))
-
-    def forward(self, x):
-        return self.body(x)
+    return named(body=nn.Sequential(conv(dim, dim // 2, 3), nn.PixelUnshuffle(2)))
 
 
-class Upsample(nn.Module):
+def upsample(dim):
     """(N, C, H, W) to (N, C/2, 2H, 2W)."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.body = nn.Sequential(conv(dim, 2 * dim, 3), nn.PixelShuffle(2))
-
-    def forward(self, x):
-        return self.body(x)
+    return named(body=nn.Sequential(conv(dim, 2 * dim, 3), nn.PixelShuffle(2)))
 
 
 class FourLevels(nn.Module):
     """The encoder and decoder that Restormer and DRSFormer share: (N, 3, H, W) to the same, any H and W from 1 up.
 
-    dim: channels at the first level, doubled at every level below.
-    blocks, heads: transformer blocks at levels 1 to 4, and attention heads in each.
-    block: function (dim, heads) -> one transformer block.
+    dim: channels at the first level, doubled at every level below. attention, feed_forward: as of `TransformerBlock`.
     stem, refinement: modules at full size, of `dim` channels before the encoder and 2 `dim` after the decoder.
-    residual: start at the identity. The input is added to the output in any case.
+    residual: as of `models.build`.
     """
 
-    def __init__(self, dim, blocks, heads, block, stem, refinement, residual=False):
+    def __init__(self, dim, attention, feed_forward, stem, refinement, residual=False):
         super().__init__()
 
         def level(n, width):
-            return nn.Sequential(*[block(width, heads[n - 1]) for _ in range(blocks[n - 1])])
+            blocks, heads = LEVELS[n - 1]
+            return nn.Sequential(*[TransformerBlock(width, heads, attention, feed_forward) for _ in range(blocks)])
 
-        self.patch_embed = OverlapPatchEmbed(dim)
+        self.patch_embed = named(proj=conv(3, dim, 3))
         self.encoder_level0 = stem
         self.encoder_level1 = level(1, dim)
-        self.down1_2 = Downsample(dim)
+        self.down1_2 = downsample(dim)
         self.encoder_level2 = level(2, 2 * dim)
-        self.down2_3 = Downsample(2 * dim)
+        self.down2_3 = downsample(2 * dim)
         self.encoder_level3 = level(3, 4 * dim)
-        self.down3_4 = Downsample(4 * dim)
+        self.down3_4 = downsample(4 * dim)
         self.latent = level(4, 8 * dim)
-        self.up4_3 = Upsample(8 * dim)
+        self.up4_3 = upsample(8 * dim)
         self.reduce_chan_level3 = conv(8 * dim, 4 * dim, 1)
         self.decoder_level3 = level(3, 4 * dim)
-        self.up3_2 = Upsample(4 * dim)
+        self.up3_2 = upsample(4 * dim)
         self.reduce_chan_level2 = conv(4 * dim, 2 * dim, 1)
         self.decoder_level2 = level(2, 2 * dim)
-        self.up2_1 = Upsample(2 * dim)
+        self.up2_1 = upsample(2 * dim)
         self.decoder_level1 = level(1, 2 * dim)
         self.refinement = refinement
         self.output = conv(2 * dim, 3, 3)

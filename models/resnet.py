@@ -2,38 +2,27 @@
 from torch import nn
 from torchvision.models import resnet18
 
-from .layers import crop_like, pad_to_multiple, zero_
+from .layers import crop_like, named, pad_to_multiple, zero_
 
 
-class Up(nn.Module):
-    """Transposed convolution: (N, C, H, W) to (N, D, 2H, 2W), with ReLU unless it is the last."""
-
-    def __init__(self, inputs, outputs, last=False):
-        super().__init__()
-        layer = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
-        self.main = nn.Sequential(layer) if last else nn.Sequential(layer, nn.ReLU(inplace=True))
-
-    def forward(self, x):
-        return self.main(x)
+def up(inputs, outputs, *activation):
+    """Transposed convolution, (N, C, H, W) to (N, D, 2H, 2W), and what follows it."""
+    return named(main=nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1), *activation))
 
 
 class ResNet(nn.Module):
-    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped.
-
-    residual: return input + network, the last convolution starting at zero, hence start at the identity. Names of
-    parameters do not change with it.
-    """
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped. residual: as of `models.build`."""
 
     def __init__(self, residual=False):
         super().__init__()
         self.residual = residual
         self.resnet18 = resnet18(weights=None)
         del self.resnet18.avgpool, self.resnet18.fc
-        self.up1 = Up(512, 256)
-        self.up2 = Up(256, 128)
-        self.up3 = Up(128, 64)
-        self.up4 = Up(64, 64)
-        self.up5 = Up(64, 3, last=True)
+        self.up1 = up(512, 256, nn.ReLU(inplace=True))
+        self.up2 = up(256, 128, nn.ReLU(inplace=True))
+        self.up3 = up(128, 64, nn.ReLU(inplace=True))
+        self.up4 = up(64, 64, nn.ReLU(inplace=True))
+        self.up5 = up(64, 3)
         if residual:
             zero_(self.up5)
 
@@ -44,9 +33,7 @@ class ResNet(nn.Module):
         x3 = net.layer2(x2)  # (N, 128, H/8, W/8)
         x4 = net.layer3(x3)  # (N, 256, H/16, W/16)
         y = net.layer4(x4)  # (N, 512, H/32, W/32)
-        y = self.up1(y) + x4
-        y = self.up2(y) + x3
-        y = self.up3(y) + x2
-        y = self.up4(y) + x1
+        for enlarge, skip in ((self.up1, x4), (self.up2, x3), (self.up3, x2), (self.up4, x1)):
+            y = enlarge(y) + skip
         y = crop_like(self.up5(y), x)
         return x + y if self.residual else y

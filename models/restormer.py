@@ -26,18 +26,10 @@ class FeedForward(nn.Module):
         return self.project_out(F.gelu(gate) * value)
 
 
-def block(dim, heads):
-    return TransformerBlock(dim, ChannelAttention(dim, heads), FeedForward(dim))
-
-
 class Restormer(FourLevels):
-    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; output + input, not clipped.
-
-    residual: start at the identity, with the last convolution at zero. Names of parameters do not change with it.
-    """
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped. residual: as of `models.build`."""
 
     def __init__(self, residual=False):
-        dim, heads, refinement = 48, (1, 2, 4, 8), 4
-        super().__init__(
-            dim, blocks=(4, 6, 6, 8), heads=heads, block=block, stem=nn.Identity(),
-            refinement=nn.Sequential(*[block(2 * dim, heads[0]) for _ in range(refinement)]), residual=residual)
+        dim, blocks = 48, 4  # of the refinement
+        refinement = nn.Sequential(*[TransformerBlock(2 * dim, 1, ChannelAttention, FeedForward) for _ in range(blocks)])
+        super().__init__(dim, ChannelAttention, FeedForward, nn.Identity(), refinement, residual)

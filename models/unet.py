@@ -7,34 +7,30 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import ConvBlock, crop_like, pad_to_multiple, zero_
+from .layers import conv, crop_like, named, pad_to_multiple, zero_
 
 
 class Unet(nn.Module):
-    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped.
-
-    residual: return input + network, the last convolution starting at zero, hence start at the identity. Names of
-    parameters do not change with it.
-    """
+    """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped. residual: as of `models.build`."""
 
     def __init__(self, residual=False):
         super().__init__()
         self.residual = residual
 
-        def encoder(inputs, outputs, kernel, norm=True):
-            return ConvBlock(inputs, outputs, kernel, stride=2, norm=norm, activation=nn.ReLU(inplace=True))
+        def encoder(inputs, outputs, kernel):
+            return named(conv=conv(inputs, outputs, kernel, stride=2), bn=nn.BatchNorm2d(outputs), relu=nn.ReLU(inplace=True))
 
         def decoder(inputs, outputs):
-            return ConvBlock(inputs, outputs, 3, activation=nn.LeakyReLU(0.2, inplace=True))
+            return named(conv=conv(inputs, outputs, 3), bn=nn.BatchNorm2d(outputs), relu=nn.LeakyReLU(0.2, inplace=True))
 
-        self.enc_1 = encoder(3, 64, 7, norm=False)
+        self.enc_1 = named(conv=conv(3, 64, 7, stride=2), relu=nn.ReLU(inplace=True))
         self.enc_2 = encoder(64, 128, 5)
         self.enc_3 = encoder(128, 256, 5)
         self.enc_4 = encoder(256, 512, 3)
         self.dec_4 = decoder(512 + 256, 256)
         self.dec_3 = decoder(256 + 128, 128)
         self.dec_2 = decoder(128 + 64, 64)
-        self.dec_1 = ConvBlock(64 + 3, 3, 3, bias=True, norm=False)
+        self.dec_1 = named(conv=conv(64 + 3, 3, 3, bias=True))
         if residual:
             zero_(self.dec_1)
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import timeit
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,11 +48,6 @@ class Case(NamedTuple):
     layer: np.ndarray  # (H, W) uint8, the fast recipe's
 
 
-def draw(sampler):
-    for _ in sampler.references(50):  # each is let go of before the next
-        pass
-
-
 FROM_FILE, NSS, FAST_STEPS = "LDGP, from the file to the mask", "NSS, 50 references", "fast, 50 steps of 750"
 WORK = {
     "ldgp": {
@@ -61,9 +57,9 @@ WORK = {
         "rain layer, with its scale and direction": lambda case: fast.rain_layer(case.image),
     },
     "sdr": {
-        NSS: lambda case: draw(Sampler(case.image, case.mask)),
+        NSS: lambda case: deque(Sampler(case.image, case.mask).references(50), maxlen=0),  # keeps none
         "guided samples, their expectation": lambda case: GuidedSampler(case.image, case.layer).expectation(),
-        "guided samples, 50 references": lambda case: draw(GuidedSampler(case.image, case.layer)),
+        "guided samples, 50 references": lambda case: deque(GuidedSampler(case.image, case.layer).references(50), maxlen=0),
     },
     "sdrl": {
         "paper, 10 steps of 5,000": lambda case: derain(fresh_model("Unet", "cpu", PAPER), case.image,

@@ -72,13 +72,8 @@ def load_weights(model, weights, path):
 def load_model(path, device):
     """Rebuild the network of a checkpoint; one that names none holds a Unet of the paper's recipe, as the authors' do.
 
-    Returns
-    -------
-    (the network on the device, its recipe: "paper" or "fast")
-
-    Raises
-    ------
-    ImageError : for a file that is missing, no checkpoint, or of an unknown network
+    Returns (the network on the device, its recipe: "paper" or "fast"). Raises ImageError for a file that is missing, no
+    checkpoint, or of an unknown network.
     """
     content = load(path, device)
     backbone = content.get("backbone", "Unet")

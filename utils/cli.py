@@ -126,10 +126,7 @@ def reason(error):
 
 
 def device(name):
-    """Return the torch device of a --device flag: auto is a GPU if there is one. Raises ImageError for one that is not there.
-
-    On a GPU, torch is told to choose only algorithms that give the same bytes every time, where it has them.
-    """
+    """Return the torch device of a --device flag; auto is a GPU if there is one. Raises ImageError where it is not there."""
     import torch
 
     if name == "auto":
@@ -141,7 +138,7 @@ def device(name):
         torch.zeros(1, device=chosen).tolist()
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the same bytes every time, where torch can do that
             torch.use_deterministic_algorithms(True, warn_only=True)
     except (RuntimeError, AssertionError, ImportError) as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]

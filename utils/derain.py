@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from ldgp import add_strength_flag, notice
+from models import BACKBONES
 from utils import cli, fast
 from utils.fast.own_rain import learner, recipe_for
 from utils.image import ImageError, image_files, photograph_bytes, png_bytes, read_photograph
@@ -63,8 +64,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    from models import BACKBONES
-
     parser = cli.Parser(__doc__)
     parser.add_argument("photographs", nargs="+", metavar="PHOTO_OR_FOLDER", help="what to derain")
     parser.add_argument("--save_path", help="a folder for the results (default: beside each photograph)")

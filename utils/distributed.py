@@ -16,17 +16,12 @@ def ranks():
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        end_with_parent()
+        if sys.platform == "linux":  # end when the parent does: workers of a torchrun that was killed would wait for each other
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)
         gpu = torch.cuda.is_available() and dist.is_nccl_available()
         patience = timedelta(days=365)  # a process that has no photograph left waits for one that may learn for hours
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=patience)
     return dist.get_rank(), dist.get_world_size()
-
-
-def end_with_parent():
-    """On Linux, end this process when its parent ends: workers of a torchrun that was killed would wait for each other."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def leave_ranks():

@@ -100,7 +100,7 @@ def gains(rows):
     """Add rows "gain", result less rainy input, where the rows are of these two alone."""
     if len(rows) != 2 or RAINY not in rows:
         return rows
-    rainy, result = rows[RAINY], next(scored for name, scored in rows.items() if name != RAINY)
+    rainy, result = rows.values()  # in this order
     both = {image: (row, rainy[image]) for image, row in result.items() if image in rainy}
     return {**rows, "gain": {image: {key: 0.0 if row[key] == before[key] else row[key] - before[key] for key in row}
                              for image, (row, before) in both.items()}}

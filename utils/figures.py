@@ -24,17 +24,16 @@ GAP = 8  # pixels between two pictures
 LETTERS = 16  # pixels, the height of a label; it gets smaller where its image is narrow
 INK, FRAME = (60, 52, 44), (0, 220, 255)  # BGR, of labels and around details
 
-# What a figure shows of each photograph, {label: what}, the input first: a folder of the data set, or what is computed here.
+# What a figure shows of each photograph, {label: what}, the input first: a folder of the data set, or a function of the input.
 # The label of a result is the name that --result_path gives it.
 FIGURES = {
     "masks": {"rainy photograph": "input", "likely rain": "ldgp", "one of the SDRs": "sdr", "mean of the SDRs": "sdr(fuse)"},
     "before_after": {"rainy": "input", "derained": "result"},
     "comparison": {"rainy": "input", "likely rain": "ldgp", "fused reference": "sdr(fuse)", "derained": "result",
                    "target": "target"},
-    "layer": {"rainy photograph": "input", "rain mask (LDGP)": "mask", "rain layer": "layer", "derained": "result"},
+    "layer": {"rainy photograph": "input", "rain mask (LDGP)": rain_mask, "rain layer": fast.rain_layer, "derained": "result"},
     "ldgp": {"rainy": "input", "mask": "ldgp"},
 }
-COMPUTED = {"mask": rain_mask, "layer": fast.rain_layer}
 README = "see dataset/README.md"
 HINTS = {
     "ldgp": 'run: python ldgp.py --input_path="{0}/input"',
@@ -93,10 +92,10 @@ def load(figure, dataset, stem, results):
     results: {label: folder}. A comparison leaves out what there is not, unless it is the photograph or a result.
     Raises ImageError where something is missing, with the command that makes it, or is of another size.
     """
-    images = {}
+    images, rainy = {}, ()
     for label, what in FIGURES[figure].items():
-        if what in COMPUTED:
-            images[label] = COMPUTED[what](rainy)
+        if callable(what):
+            images[label] = what(rainy[0])
             continue
         hint = HINTS.get(what, README).format(dataset)
         optional = figure == "comparison" and what not in ("input", "result")
@@ -107,9 +106,8 @@ def load(figure, dataset, stem, results):
                 continue
             path = matching_file(files, f"{file}.png", folder, hint)
             images[name] = read_mask(path) if what == "ldgp" else read_image(path)
-            if what == "input":
-                rainy, rainy_path = images[name], path
-            check_size(images[name], path, rainy, rainy_path)
+            rainy = rainy or (images[name], path)
+            check_size(images[name], path, *rainy)
     return images
 
 

@@ -139,16 +139,10 @@ def read_photograph(path):
 
 
 def read_image(path):
-    """Read an image file, upright. Grey becomes three equal channels; alpha is left out.
+    """Read an image file, upright, as (H, W, 3) uint8 BGR. Grey becomes three equal channels; alpha is left out.
 
-    Returns
-    -------
-    (H, W, 3) uint8, BGR
-
-    Raises
-    ------
-    ImageError : for a file that is missing, no image, cut short, of more than 8 bits a channel, or of more pixels than Pillow
-        takes for safe. Its text is one line.
+    Raises ImageError for a file that is missing, no image, cut short, of more than 8 bits a channel, or of more pixels than
+    Pillow takes for safe.
     """
     return read_photograph(path).image
 

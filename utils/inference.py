@@ -26,20 +26,10 @@ def mixed_precision(device, enabled):
 def infer(model, rainy, tile_size=1024, amp=False):
     """Run a network in evaluation mode on a whole image, in tiles that overlap and fade into each other.
 
-    Parameters
-    ----------
-    model : maps (N, 3, H, W) in [0, 1], RGB, to the same shape
-    rainy : (H, W, 3) uint8, BGR
-    tile_size : pixels; an image with no side above it is one tile
-    amp : whether to compute in mixed precision
-
-    Returns
-    -------
-    (1, 3, H, W) float32, RGB, not clipped, on the model's device or, where there are tiles, on the CPU
-
-    Raises
-    ------
-    FloatingPointError : where the output is not finite
+    model: maps (N, 3, H, W) in [0, 1], RGB, to the same shape. rainy: (H, W, 3) uint8 BGR. tile_size: pixels; an image with no
+    side above it is one tile. amp: whether to compute in mixed precision.
+    Returns (1, 3, H, W) float32, RGB, not clipped, on the model's device or, where there are tiles, on the CPU.
+    Raises FloatingPointError where the output is not finite.
     """
     model.eval()
     device = model_device(model)

@@ -32,7 +32,8 @@ def rounded_luma(image):
     return (16 + (thousandths + 127500) // 255000).astype(np.uint8)
 
 
-# Wang et al. 2004: an 11x11 Gaussian window, population variance. skimage's mean leaves out the margin where it does not fit.
+# Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE TIP 2004: an 11x11 Gaussian
+# window, population variance. skimage's mean leaves out the margin where it does not fit.
 WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 PROTOCOLS = {
@@ -49,14 +50,8 @@ INSTALL = "pip install pyiqa 'opencv-python-headless<5'"  # pyiqa asks for this 
 def psnr(image, target, protocol="rgb"):
     """Return the peak signal-to-noise ratio in dB, at a peak of 255; inf for images that are equal under the protocol.
 
-    Parameters
-    ----------
-    image, target : (H, W, 3) uint8, BGR
-    protocol : a key of `PROTOCOLS`; "rgb" is that of the Rain2Avoid papers, "y" that of most others
-
-    Raises
-    ------
-    ValueError : for other shapes or types
+    image, target: (H, W, 3) uint8 BGR. protocol: a key of `PROTOCOLS`; "rgb" is that of the Rain2Avoid papers, "y" that of most
+    others. Raises ValueError for other shapes or types.
     """
     check_image(image)
     check_image(target)
@@ -66,16 +61,9 @@ def psnr(image, target, protocol="rgb"):
 
 
 def ssim(image, target, protocol="rgb"):
-    """Return the structural similarity, at most 1. Parameters as of `psnr`.
+    """Return the structural similarity of Wang et al. (IEEE TIP 2004), at most 1. Parameters and errors as of `psnr`.
 
-    Raises
-    ------
-    ValueError : for other shapes or types
-    ImageError : for a side that is smaller than the protocol's window
-
-    References
-    ----------
-    Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE TIP 2004
+    Raises ImageError too, for a side that is smaller than the protocol's window.
     """
     check_image(image)
     check_image(target)

@@ -83,17 +83,11 @@ def shrink(image, numerator, denominator):
     return ((2 * total + area) // (2 * area)).astype(np.uint8)
 
 
-def demo_pair(name):
-    """Return a photograph of the demo set as (rainy, clean), each (240, 320, 3) uint8 BGR. name: a key of `DEMO`."""
-    (top, left, height, width), fraction, seed, tilt = DEMO[name]
-    photograph = getattr(skimage.data, name)()[top : top + height, left : left + width, ::-1]
-    clean = shrink(photograph, *fraction)
-    return add_rain(clean, seed, tilt=tilt), clean
-
-
 def main(args):
-    for name in DEMO:
-        rainy, clean = demo_pair(name)
+    for name, ((top, left, height, width), fraction, seed, tilt) in DEMO.items():
+        photograph = getattr(skimage.data, name)()[top : top + height, left : left + width, ::-1]
+        clean = shrink(photograph, *fraction)
+        rainy = add_rain(clean, seed, tilt=tilt)
         for folder, image in (("input", rainy), ("target", clean)):
             place = Path(args.save_path, folder)
             place.mkdir(parents=True, exist_ok=True)

@@ -104,6 +104,5 @@ if __name__ == "__main__":
                         help="only the first N photographs, in the order of their names")
     parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",
                         help=f"scores by the package pyiqa, of {', '.join(EXTRA)}")
-    parser.add_argument("flags", nargs="*", metavar="-- FLAG",
-                        help="behind --: flags for the learning stages, as --steps=100")
+    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="behind --: flags for the learning stages, as --steps=100")
     cli.start(main, parser)

@@ -58,14 +58,18 @@ class PhotographResults:
 
     def __init__(self, folder, name, overwrite=False, flag="--save_path"):
         self.folder, self.name, self.overwrite, self.flag, self.file = folder and Path(folder), name, overwrite, flag, None
+        self.sources = lambda image: [image]
 
     def path(self, image):
         """Return where the result of a photograph goes."""
         return Path(self.folder or image.parent, self.name.format(image))
 
     def done(self, image):
-        """Return whether the result of a photograph is there and not older than its sources."""
-        return not self.overwrite and up_to_date(self.path(image), [image])
+        """Return whether the result of a photograph is there and not older than its sources, which are there too."""
+        with contextlib.suppress(OSError, ImageError):  # of a source that is missing: doing it will say so
+            made = os.stat(self.path(image)).st_mtime_ns
+            return not self.overwrite and all(os.stat(source).st_mtime_ns <= made for source in self.sources(image))
+        return False
 
     def prepare(self, images):
         """Make the folder. Raises ImageError for what cannot be one."""
@@ -76,11 +80,7 @@ class PhotographResults:
                              f"name another folder with {self.flag}") from None
 
     def claim(self, image):
-        """Return whether this process may make a result: not if another one has begun to.
-
-        A claim is a lock, which ends with its process and leaves nothing behind. Here it is on the photograph, and ends with
-        the next one.
-        """
+        """Lock the photograph until the next one is claimed; returns False where another process is making its result."""
         with contextlib.suppress(OSError):  # of a photograph that is missing; doing it will say so
             self.file = open(image, "rb")
             return lock("flock", self.file)
@@ -96,17 +96,16 @@ class Results(PhotographResults):
 
     stage: the script's name. settings: {flag: value} of all that decides on the results. made_from: {name: folder or file}
     that they are made from; "input" are the photographs. sources: a function from a photograph's path to the files or
-    folders that its result is made from. overwrite: nothing counts as done, and what is there is replaced. flag: that of
-    the folder. Raises ImageError for a folder that holds another part of the data set.
+    folders that its result is made from. overwrite: `prepare` deletes what is there. flag: that of the folder.
+    Raises ImageError for a folder that holds another part of the data set.
     """
 
     def __init__(self, stage, folder, settings, made_from, sources=lambda path: [path], suffix=".png", overwrite=False,
                  flag="--result_path"):
-        super().__init__(Path(folder), "{0.stem}" + suffix, overwrite, flag)
-        self.sources, self.suffix = sources, suffix
+        super().__init__(Path(folder), "{0.stem}" + suffix, flag=flag)
+        self.sources, self.suffix, self.replace = sources, suffix, overwrite
         place, images = os.path.realpath(folder), Path(os.path.abspath(made_from["input"]))
-        parts = [images, *(images.parent / name for name in ("target", "ldgp", "sdr") if f"{name}.py" != stage)]
-        for part in parts:
+        for part in [images, *(images.parent / name for name in ("target", "ldgp", "sdr") if f"{name}.py" != stage)]:
             if os.path.realpath(part) == place:
                 raise ImageError(f"{self.folder}: results would get among the files of {part.name}/; "
                                  f"name another folder with {flag}")
@@ -118,12 +117,6 @@ class Results(PhotographResults):
                "made_from": {name: os.path.relpath(os.path.realpath(path), place) for name, path in made_from.items()}}
         self.run = json.loads(json.dumps(run))  # as it will be read back
 
-    def done(self, image):
-        try:
-            return up_to_date(self.path(image), self.sources(image))
-        except ImageError:  # of a source that is missing; doing it will say so
-            return False
-
     def prepare(self, images):
         """Make the folder; archive what is another run's or older than its sources, or delete it to overwrite it.
 
@@ -133,7 +126,7 @@ class Results(PhotographResults):
         with alone_in(self.folder):
             made = [self.path(image) for image in images if self.path(image).exists()]
             run = read_run(self.folder)
-            if self.overwrite:
+            if self.replace:
                 for path in made:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             elif made and not run:
@@ -168,7 +161,10 @@ class Results(PhotographResults):
 
 
 def lock(kind, file, *where):
-    """Lock a file, or bytes of it. Returns False where another process has them; True also where there are no locks."""
+    """Lock a file, or bytes of it, until it is closed or this process ends: nothing is left behind.
+
+    Returns False where another process has them; True also where there are no locks.
+    """
     if fcntl is None:
         return True
     try:
@@ -180,27 +176,16 @@ def lock(kind, file, *where):
     return True
 
 
-def up_to_date(result, sources):
-    """Return whether a file or folder is there and not older than its sources, which are there too."""
-    try:
-        return all(os.stat(source).st_mtime_ns <= os.stat(result).st_mtime_ns for source in sources)
-    except OSError:
-        return False
-
-
 @contextlib.contextmanager
 def alone_in(folder):
     """Hold a folder for this process alone during a block, where the file system has locks."""
-    if fcntl is None:
+    with contextlib.ExitStack() as at_end:
+        if fcntl:
+            handle = os.open(folder, os.O_RDONLY)
+            at_end.callback(os.close, handle)
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def difference(then, now):

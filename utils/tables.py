@@ -32,14 +32,11 @@ def published(dataset, keys, images):
 
     Figures of its first images, "1 to 40", are given where `images` is their number.
     """
-    methods = []
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            scores = {key: row[key] for key in keys if row.get(key)}
-            fits = " to " not in row["images"] or row["images"] == f"1 to {images}"
-            if row["dataset"] == dataset and scores and fits:
-                methods.append(Method(row["method"], row["images"], scores, row["source"]))
-    return methods
+        rows = [row for row in csv.DictReader(file) if row["dataset"] == dataset
+                and (" to " not in row["images"] or row["images"] == f"1 to {images}")]
+    scores = [{key: row[key] for key in keys if row.get(key)} for row in rows]
+    return [Method(row["method"], row["images"], known, row["source"]) for row, known in zip(rows, scores) if known]
 
 
 def columns(keys):
