@@ -1,7 +1,4 @@
-"""Files of every kind, spoilt ones and checkpoints too, and names that nobody expects: a result or one line, never more.
-
-Nothing in a checkpoint is executed.
-"""
+"""Files of every kind, spoilt ones and checkpoints, which run nothing, and names that nobody expects: a result or one line."""
 import io
 import os
 import pickle

@@ -81,7 +81,7 @@ def test_average_of_weights():
     model = fresh_model("DnCNN", "cpu", FAST)
     optimizer = torch.optim.Adam(model.parameters())
     trained = fit(model, [(x, 0.9 * x)] * 3, optimizer, F.mse_loss, PAPER._replace(average=0.5),
-                       lambda _: states.append({name: value.double() for name, value in model.state_dict().items()}))
+                  lambda _: states.append({name: value.double() for name, value in model.state_dict().items()}))
     for name, value in trained.state_dict().items():
         if value.is_floating_point():
             expected = 0.25 * states[0][name] + 0.25 * states[1][name] + 0.5 * states[2][name]
