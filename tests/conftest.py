@@ -131,15 +131,10 @@ def noise(seed, height=48, width=64, levels=256):
     return np.random.default_rng(seed).integers(0, levels, (height, width, 3), dtype=np.uint8)
 
 
-def slanted_lines(tilt, height=240, width=320, gap=23):
-    """A grey image with bright lines that are `tilt` degrees off the vertical (positive: to the lower left)."""
-    image = 90 + noise(0, height, width, levels=8)
-    lines = np.zeros((height, width), np.uint8)
-    for left in range(-width, 2 * width, gap):
-        x = left - height * np.tan(np.radians(tilt))
-        cv2.line(lines, (left, 0), (round(x), height), 255, 3, cv2.LINE_AA)
-    lines = cv2.GaussianBlur(lines, (0, 0), 1)  # a drawn line's staircase has gradients of its own
-    return np.maximum(image, lines[..., None] // 2 + 90)
+def near(image, seed, most=20):
+    """An image with other noise of at most so many levels."""
+    change = np.random.default_rng(seed).integers(-most, most + 1, image.shape)
+    return np.clip(image + change, 0, 255).astype(np.uint8)
 
 
 def demo(name, part="input"):
@@ -156,9 +151,9 @@ def speckled(seed, height, width, clear=0.6):
     return np.where(random.random((height, width)) < clear, 0, random.integers(2, 256, (height, width))).astype(np.uint8)
 
 
-def folder_of(path):
-    """The images of a folder, {name: (H, W, 3) uint8}."""
-    return {entry.name: read_image(entry) for entry in path.iterdir()}
+def read_references(folder):
+    """The images 0.png, 1.png, ... of a folder in which there is nothing else, (N, H, W, 3) uint8."""
+    return np.stack([read_image(folder / f"{number}.png") for number in range(len(os.listdir(folder)))])
 
 
 def photograph(height, width, seed):
@@ -201,10 +196,7 @@ def results(folder, command):
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory):
-    """The README's commands, one after the other, on two photographs: (folder, {command: process}, {command: its results}).
-
-    sdrl.py, sdrl_online.py and sdrl_all.py write to the same folder: what each left there is kept.
-    """
+    """The README commands in a row on two photographs: (folder, {command: process}, {command: results before later ones})."""
     folder = tmp_path_factory.mktemp("chain")
     data_set(folder, rue=photograph(40, 56, 1), lac=photograph(33, 47, 2))
     done, made = {}, {}

@@ -38,19 +38,14 @@ def derain(folder, *words, ok=True):
     return done, done.stdout.splitlines()[-1].partition(": ")[2] if done.stdout else ""
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 def test_a_folder_is_derained_beside_its_photographs_and_once(folder):
-    before = names(folder / "photos")
+    before = sorted(os.listdir(folder / "photos"))
     done, last = derain(folder, "photos")
     assert last.startswith("2 images, 0 failed, ") and last.endswith("results beside them")
     assert "photos: 2 not read, make PNG or JPEG of them: hill.nef, sea.HEIC\n" in done.stderr and "notes" not in done.stderr
-    assert names(folder / "photos") == sorted([*before, "lac_derained.png", "rue_derained.png"])
+    assert sorted(os.listdir(folder / "photos")) == sorted([*before, "lac_derained.png", "rue_derained.png"])
     rainy, derained = (read_image(folder / f"photos/{name}.png").astype(int) for name in ("rue", "rue_derained"))
     assert derained.shape == rainy.shape and (derained <= rainy).all() and (derained < rainy).any()
-
     assert derain(folder, "photos")[1].startswith("2 images, 0 failed, 2 done before, nothing done")
     (folder / "photos/rue_derained.png").unlink()
     with open(folder / "photos/rue.png", "rb") as held:
@@ -91,13 +86,15 @@ def test_formats_and_rain_where_asked_for_and_names_that_look_like_results(folde
         assert result.format == "PNG"
     picture(40, 36, 5).save(folder / "photos/sunset_rain.jpg")  # a name of the user's own
     assert derain(folder, "photos")[1].startswith("4 images, 0 failed, 3 done before, ")
-    assert "sunset_rain_derained.jpg" in names(folder / "photos")
+    assert "sunset_rain_derained.jpg" in sorted(os.listdir(folder / "photos"))
     write_png(folder / "photos/wall.png", np.full((40, 40, 3), 120, np.uint8))
     _, last = derain(folder, "photos/rue.png", "photos/wall.png", "--save_path=new/out", "--show_rain")
     assert last.startswith("2 images, 0 failed, ") and last.endswith("results in new/out; 1 of 2 photographs: no rain found")
-    assert names(folder / "new/out") == ["rue_derained.png", "rue_rain.png", "wall_derained.png", "wall_rain.png"]
+    assert sorted(os.listdir(folder / "new/out")) == ["rue_derained.png", "rue_rain.png", "wall_derained.png", "wall_rain.png"]
     layer = read_mask(folder / "new/out/rue_rain.png")
     assert layer.shape == (48, 64) and layer.any() and not read_mask(folder / "new/out/wall_rain.png").any()
+    derain(folder, "photos/rue.png", "--save_path=new/out", "--show_rain", "--overwrite", "--strength=3")
+    assert read_mask(folder / "new/out/rue_rain.png").mean() > layer.mean()
 
 
 @pytest.mark.long
@@ -108,32 +105,19 @@ def test_learning_changes_the_result(folder):
     assert learnt.shape == plain.shape and not np.array_equal(learnt, plain)
 
 
-def test_strength_takes_more_off(folder):
-    taken = []
-    for strength in ("0.5", "3"):
-        derain(folder, "photos/rue.png", "--overwrite", f"--strength={strength}", "--show_rain")
-        taken.append(read_mask(folder / "photos/rue_rain.png").mean())
-    assert taken[0] < taken[1]
-
-
 def test_what_cannot_be_derained_is_a_line_and_the_others_go_on(folder):
     picture(40, 40, 4).save(folder / "rue.png")
     (folder / "torn.jpg").write_bytes((folder / "rue.png").read_bytes()[:400])
     done, last = derain(folder, "photos", "nowhere/no.jpg", "torn.jpg", "--save_path=out", ok=False)
     said = [line for line in done.stderr.splitlines() if line.startswith("derain.py: failed: ")]
     assert len(said) == 2 and last.startswith("4 images, 2 failed, ")
-    assert names(folder / "out") == ["lac_derained.png", "rue_derained.png"]
+    assert sorted(os.listdir(folder / "out")) == ["lac_derained.png", "rue_derained.png"]
     for words in ("no.jpg: cannot be read (No such file", "torn.jpg: damaged"):
         assert any(words in line for line in said), (words, said)
     (folder / "empty").mkdir()
     for words, expected in ((["empty"], "empty: no image in this folder"),
                             (["photos/rue.png", "rue.png", "--save_path=out"], "rue.png: its result would replace "),
-                            (["rue.png", "--save_path=torn.jpg"], "torn.jpg: cannot hold results")):
+                            (["rue.png", "--save_path=torn.jpg"], "torn.jpg: cannot hold results"), ([], "are required")):
         done, last = derain(folder, *words, ok=False)
         assert complaint(done, expected) and not last
-
-
-def test_it_runs_from_the_shell(folder):
-    done = script("-m", "utils.derain", "photos/rue.png", cwd=folder)
-    assert done.stdout.startswith("derain.py: 1 images, 0 failed, ")
-    assert len(script("-m", "utils.derain", cwd=folder, ok=False).stderr.splitlines()) == 1
+    assert script("-m", "utils.derain", "rue.png", cwd=folder).stdout.startswith("derain.py: 1 images, 0 failed, ")

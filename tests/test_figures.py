@@ -1,4 +1,5 @@
 """Pictures: what is shown is shown unchanged and in its place, and what is missing is named with the command that makes it."""
+import os
 import shutil
 import sys
 
@@ -18,7 +19,6 @@ def in_colour(mask):
 
 
 def test_a_grid_shows_the_images_unchanged_under_their_labels():
-    """Whatever their sizes, and no wider than asked."""
     first, second = noise(1), noise(2)
     picture = grid([[first, second[..., 0]], [noise(3), noise(4)]], ["rainy", "mask"])
     head = len(picture) - 48 - 8 - 48
@@ -36,13 +36,11 @@ def test_a_grid_shows_the_images_unchanged_under_their_labels():
     with pytest.raises(ValueError):
         grid([[first, second]], ["one"])
     for width in (1, 20, 100, 133):
-        row = grid([[first, second]], ["a label that is far too long for its image", "b"], width)
-        assert row.shape[1] <= max(width, 10)
+        assert grid([[first, second]], ["a label far too long for its image", "b"], width).shape[1] <= max(width, 10)
     assert grid([[first, second]], ["a", "b"], 5000).shape[1] == 136  # never enlarged
     picture = grid([[noise(1, 80, 100), noise(2, 40, 30)], [noise(3), noise(4, 48, 20)]], ("a", "b"))
-    assert picture.shape[1] == 64 + 8 + 20
     assert np.array_equal(picture[-96:-56, :50], resize(noise(1, 80, 100), 50, 40)) and (picture[-96:-56, -4:] == 255).all()
-    assert np.array_equal(picture[-48:, :64], noise(3))
+    assert picture.shape[1] == 64 + 8 + 20 and np.array_equal(picture[-48:, :64], noise(3))
 
 
 @pytest.fixture
@@ -67,8 +65,7 @@ def last_row(picture, number):
 @pytest.mark.parametrize("figure, shown", [
     ("before_after", [noise(0), noise(3)]), ("masks", [noise(0), in_colour(noise(1)[..., 0]), noise(10), noise(2)]),
     ("layer", [noise(0), in_colour(rain_mask(noise(0))), in_colour(fast.rain_layer(noise(0))), noise(3)]),
-    ("ldgp", [in_colour(noise(1)[..., 0])] * 2),
-])
+    ("ldgp", [in_colour(noise(1)[..., 0])] * 2)])
 def test_a_figure_shows_what_it_says(dataset, figure, shown):
     figures(dataset, f"--figure={figure}")
     picture = read_image(dataset / f"img/{figure}.png")
@@ -79,18 +76,9 @@ def test_a_figure_shows_what_it_says(dataset, figure, shown):
         assert np.array_equal(picture[-104:-56, :64], noise(0))
 
 
-def test_figures_makes_the_two_pictures_of_the_readme(dataset):
-    figures(dataset, "--width=150")
-    made = sorted((dataset / "img").iterdir())
-    assert [path.name for path in made] == ["before_after.png", "masks.png"]
-    assert all(read_image(path).shape[1] <= 150 for path in made)
-
-
 @pytest.mark.parametrize("folder, command", [
-    ("ldgp", "python ldgp.py --input_path="), ("sdr", "python sdr.py --input_path="),
-    ("sdr(fuse)", "python sdr.py --input_path="), ("result", "python sdrl.py --rainy_data_path="),
-    ("input", "dataset/README.md"),
-])
+    ("ldgp", "python ldgp.py --input_path="), ("sdr", "python sdr.py --input_path="), ("input", "dataset/README.md"),
+    ("sdr(fuse)", "python sdr.py --input_path="), ("result", "python sdrl.py --rainy_data_path=")])
 def test_figures_says_which_command_makes_what_is_missing(dataset, folder, command):
     if folder == "sdr":
         shutil.rmtree(dataset / "sdr/b.1")
@@ -101,7 +89,6 @@ def test_figures_says_which_command_makes_what_is_missing(dataset, folder, comma
 
 
 def test_a_comparison_shows_every_version_unchanged_and_a_detail_of_it():
-    """The same detail of all, where the rain was."""
     columns = {"rainy": noise(1), "mask": noise(2)[..., 0], "target": noise(3)}
     picture = compare(columns, (8, 12, 16))
     head = len(picture) - 48 - 8 - 48
@@ -123,7 +110,10 @@ def test_a_comparison_shows_every_version_unchanged_and_a_detail_of_it():
             compare({"rainy": rainy, "target": clean}, detail)
 
 
-def test_a_comparison_has_the_columns_that_there_are(dataset):
+def test_the_two_pictures_of_the_readme_and_a_comparison_has_the_columns_that_there_are(dataset):
+    figures(dataset, "--width=150")
+    assert sorted(os.listdir(dataset / "img")) == ["before_after.png", "masks.png"]
+    assert all(read_image(path).shape[1] <= 150 for path in (dataset / "img").iterdir())
     done = figures(dataset, "--figure=comparison")
     assert done.stdout == f"figures.py: {dataset / 'img/comparison.png'}, {4 * 64 + 3 * 8}x{2 * (28 + 48 + 8 + 48) + 16}\n"
     shutil.copytree(dataset / "result", dataset / "target")

@@ -10,12 +10,8 @@ COMMANDS = {f"utils.{name}" for name in ("derain", "demo", "figures", "benchmark
 FLOORS = [
     ["models", "utils", *(f"utils.{name}" for name in ("image", "results", "checkpoint", "inference", "metrics", "tables",
                                                        "cli", "progress", "distributed"))],
-    ["utils.sampling", "utils.training"],
-    ["utils.fast"],
-    ["ldgp", "sdr", "sdrl"],
-    ["sdrl_online", "test_all"],
-    ["sdrl_all"],
-    COMMANDS]
+    ["utils.sampling", "utils.training"], ["utils.fast"],
+    ["ldgp", "sdr", "sdrl"], ["sdrl_online", "test_all"], ["sdrl_all"], COMMANDS]
 # What a module may import of its own floor.
 BESIDE = {
     **{f"utils.{name}": {"utils.image", "models"} for name in ("results", "checkpoint", "inference", "metrics")},
@@ -44,8 +40,9 @@ def imports(module):
     return found & MODULES.keys() - {module}
 
 
-def test_every_module_has_its_floor():
+def test_every_module_has_its_floor_and_there_is_no_circle():
     assert {room(module) for module in MODULES} == {name for floor in FLOORS for name in floor}
+    TopologicalSorter({module: imports(module) for module in MODULES}).prepare()
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -55,7 +52,3 @@ def test_imports_go_down(module):
     beside = COMMANDS if module in COMMANDS else BESIDE.get(module, set()) | {room(module)}
     wrong = {name for name in imports(module) if room(name) not in below | beside}
     assert not wrong and imports("sdr") and imports("models") and imports("utils.fast.layer")
-
-
-def test_there_is_no_circle():
-    TopologicalSorter({module: imports(module) for module in MODULES}).prepare()

@@ -1,4 +1,4 @@
-"""NSS: the published references, the literal sampling on awkward inputs, draws of the right law, and the script."""
+"""NSS: the published references, the literal sampling on awkward inputs, draws of the right law, fusing, and the script."""
 import hashlib
 import json
 from itertools import islice
@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 import sdr
 from sdr import Sampler, sample_references
 from sdrl_online import fresh_references
+from utils import sampling
 from utils.fast.guided import GuidedSampler
-from utils.image import read_image, read_mask
-from utils.sampling import fuse
+from utils.image import png_bytes, read_image, read_mask
+from utils.sampling import fuse, write_references
 
-from conftest import DATA, SDR, folder_of, noise, speckled, stage, write_png
-
+from conftest import DATA, SDR, noise, read_references, speckled, stage, write_png
 
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -69,10 +69,8 @@ def test_published_references_of_a_whole_image(reference, stem):
     golden = json.loads((reference / "golden/nss_full_images.json").read_text())[stem]
     data = reference / "data/Rain100L"
     references = sample_references(read_image(data / f"input/{stem}.png"), read_mask(data / f"ldgp/{stem}.png"))
-    fused = fuse(references)
     assert [hashlib.sha256(one.tobytes()).hexdigest() for one in references] == golden["references_sha256"]
-    assert hashlib.sha256(fused.tobytes()).hexdigest() == golden["fuse_sha256"]
-    assert fused.mean(axis=(0, 1)) == pytest.approx(golden["fuse_mean_bgr"], abs=1e-6)
+    assert hashlib.sha256(fuse(references).tobytes()).hexdigest() == golden["fuse_sha256"]
 
 
 def check_against_literal(image, mask, sdr_num=20, seed=0, chunk=sdr.CHUNK, **parameters):
@@ -112,6 +110,7 @@ SMALL = {"content": 1, "height": 9, "width": 9, "levels": 256, "clear": 1, "bloc
 @example(**SMALL)  # all rain
 @example(**{**SMALL, "solid": 10})  # all of it too faint to fill
 @example(**{**SMALL, "block": (0, 0, 0, 0)})  # no rain
+@example(**{**SMALL, "block": (1, 1, 5, 5), "solid": 1, "threshold": 0})  # a mask of 0 and 1
 @example(**{**SMALL, "height": 1, "width": 1})
 @example(**{**SMALL, "block": (1, 1, 9, 9), "K": 3})  # most pixels have no candidates
 @example(**{**SMALL, "block": (1, 1, 8, 8), "k": 1})  # the compared window grows
@@ -184,41 +183,61 @@ def test_references_follow_from_the_seed_alone_and_leave_the_callers_random_numb
     assert many.dtype == np.uint8 and many.shape == (6, 20, 25, 3) and len(np.unique(many, axis=0)) == 6
     assert np.array_equal(many[:3], fresh(sampler, source, 3, seed=2))
     assert not np.array_equal(many, fresh(sampler, source, 6, seed=3))
-    first = np.stack(list(sampler.references(4)))
-    assert np.array_equal(first, literal.references(image, mask, 4))  # the same sampler serves many times
+    sample_references(image, mask, 4)
     assert np.array_equal(np.random.get_state()[1], state) and torch.equal(torch.get_rng_state(), torch_state)
 
 
 IMAGE, MASK, LAYER = noise(0, 5, 6), speckled(0, 5, 6), np.zeros((5, 6))
 
 
-@pytest.mark.parametrize("call, image, mask, message", [
-    (Sampler, IMAGE[..., 0], MASK, r"an image must be an array of uint8 \(height, width, 3\), .* not uint8 \(5, 6\)"),
-    (Sampler, IMAGE[..., [0, 1, 2, 2]], MASK, "an image must be"), (Sampler, IMAGE[:0], MASK[:0], "an image must be"),
-    (Sampler, IMAGE.astype(float), MASK, "an image must be .* not float64"), (Sampler, IMAGE.tolist(), MASK, "be .* not list"),
-    (Sampler, IMAGE, MASK.T, r"mask of this image must be an array of uint8 \(5, 6\), not uint8 \(6, 5\)"),
-    (Sampler, IMAGE, MASK[..., None], "must be"), (Sampler, IMAGE, MASK > 0, "must be .* not bool"),
-    (Sampler, IMAGE, MASK / 255, "must be .* float64"), (Sampler, IMAGE, MASK.tolist(), "must be .* not list"),
-    (Sampler, IMAGE, None, "must be .* not NoneType"),
-    (Sampler, IMAGE, np.minimum(MASK, 1), "the mask is 0 and 1; multiply it by 255"),
-    *[(GuidedSampler, IMAGE, layer, "layer must be") for layer in (
-        LAYER.T, LAYER[..., None], LAYER - 1, LAYER * np.nan, LAYER.astype(int), LAYER > 0)]])
-def test_arrays_of_another_kind_are_refused(call, image, mask, message):
-    with pytest.raises(ValueError, match=message):
-        call(image, mask)
-
-
 @pytest.mark.parametrize("call, mask, parameters, message", [
+    (Sampler, MASK.T, {}, r"mask of this image must be an array of uint8 \(5, 6\), not uint8 \(6, 5\)"),
+    (Sampler, MASK[..., None], {}, "must be"), (Sampler, MASK > 0, {}, "must be .* not bool"),
+    (Sampler, MASK / 255, {}, "must be .* float64"), (Sampler, MASK.tolist(), {}, "must be .* not list"),
+    (Sampler, None, {}, "must be .* not NoneType"), (Sampler, np.minimum(MASK, 1), {}, "mask is 0 and 1; multiply it by 255"),
+    *[(GuidedSampler, layer, {}, "layer must be") for layer in (
+        LAYER.T, LAYER[..., None], LAYER - 1, LAYER * np.nan, LAYER.astype(int), LAYER > 0)],
     *[(sample_references, MASK, {name: value}, name) for name, values in {
         "K": [0], "k": [0, 2, -1], "pow": [-0.1, float("nan"), float("inf"), 12, 1e6], "threshold": [-1, 256],
         "sdr_num": [0]}.items() for value in values]])
-def test_parameters_without_meaning_are_refused(call, mask, parameters, message):
+def test_masks_layers_and_parameters_without_meaning_are_refused(call, mask, parameters, message):
     with pytest.raises(ValueError, match=message):
         call(IMAGE, mask, **parameters)
 
 
-def test_a_mask_of_0_and_1_is_filled_where_the_threshold_is_0():
-    check_against_literal(IMAGE, np.minimum(MASK, 1), threshold=0)
+def test_the_fused_reference_is_the_mean_in_float64_rounded_to_nearest_and_ties_to_even():
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    brighter = np.minimum(values, 254) + np.uint8(1)
+    fused = fuse([values, brighter])  # every mean but the last ends in a half
+    assert fused.dtype == np.uint8 and fused[..., 0].ravel()[:6].tolist() == [0, 2, 2, 4, 4, 6]
+    assert np.array_equal(fuse(np.stack([values, values, brighter])), values)  # a third more is rounded down
+    references = np.stack([noise(seed, 30, 40) for seed in range(50)])
+    assert np.array_equal(fuse(iter(references)), np.rint(references.mean(axis=0, dtype=np.float64)))
+    assert np.array_equal(fuse(np.full((300, 2, 2, 3), 255, np.uint8)), np.full((2, 2, 3), 255))
+
+
+def test_references_replace_older_ones_and_a_failure_leaves_those(tmp_path, monkeypatch):
+    references, folder = [noise(seed, 8, 9) for seed in range(40)], tmp_path / "sdr/a"
+    write_references(references[:12], folder)
+    assert np.array_equal(write_references(references[:3], folder), fuse(references[:3]))
+
+    def full_disk(reference, options, scale):
+        if reference is last:
+            raise OSError(28, "No space left on device")
+        return png_bytes(reference, options, scale)
+
+    def out_of_memory():
+        yield references[9]
+        raise MemoryError
+
+    monkeypatch.setattr(sampling, "png_bytes", full_disk)
+    no_space = OSError, "No space"
+    for last, ones, (error, words) in ((references[3], references, no_space), (references[39], references, no_space),
+                                       (None, out_of_memory(), (MemoryError, None))):
+        with pytest.raises(error, match=words):
+            write_references(ones, folder)
+        assert np.array_equal(read_references(folder), references[:3])
+        assert [path.name for path in (tmp_path / "sdr").iterdir()] == ["a"]
 
 
 def test_the_script_writes_what_the_functions_give(tmp_path):
@@ -230,10 +249,8 @@ def test_the_script_writes_what_the_functions_give(tmp_path):
     assert "2 images, 0 failed" in done.stdout.splitlines()[-1]
     for seed, stem in enumerate("ab"):
         references = literal.references(noise(seed, 20, 30), speckled(seed, 20, 30), 4, 9, K=5, k=1, pow=1, threshold=100)
-        written = folder_of(place / "sdr" / stem)
-        assert len(written) == 4 and all(np.array_equal(written[f"{n}.png"], references[n]) for n in range(4))
+        assert np.array_equal(read_references(place / "sdr" / stem), references)
         assert np.array_equal(read_image(place / f"sdr(fuse)/{stem}.png"), fuse(references))
     stage(SDR, "--sdr_num=2 --independent", tmp_path)
     own = sample_references(noise(0, 20, 30), speckled(0, 20, 30), 2, independent=True)
-    written = folder_of(place / "sdr/a")
-    assert len(written) == 2 and all(np.array_equal(written[f"{n}.png"], own[n]) for n in range(2))
+    assert np.array_equal(read_references(place / "sdr/a"), own)

@@ -1,11 +1,14 @@
-"""The benchmark runs and prints what it measured; how fast anything is, no test asserts."""
+"""Small commands: the benchmark prints what it measured, the demo set comes out as committed, rain is its seed's."""
 import subprocess
 
+import numpy as np
 import pytest
 
 from utils.benchmark import BUSY
+from utils.image import list_images, read_image
+from utils.rain import DEMO, add_rain, draw_streaks
 
-from conftest import DATA, complaint, inside, script
+from conftest import DATA, ROOT, complaint, inside, noise, script
 
 
 @pytest.mark.parametrize("stage, shown", [("ldgp", "rain layer, with its scale and direction"), ("sdr", "NSS, 50 references"),
@@ -34,3 +37,25 @@ def test_the_busy_process_ends_with_its_block_and_with_the_one_that_started_it()
     script("-c", "import os, subprocess; from utils.benchmark import BUSY\n"
                  "process = subprocess.Popen(BUSY, stdin=subprocess.PIPE); os.kill(os.getpid(), 9)",
            ok=False)  # comes back when all who hold its stdout have ended
+
+
+def test_the_demo_set_made_again_is_the_one_committed(tmp_path):
+    inside("utils.rain", "--save_path", tmp_path)
+    for folder in ("input", "target"):
+        kept, made = list_images(ROOT / "dataset/Demo" / folder), list_images(tmp_path / folder)
+        assert list(kept) == list(made) == sorted(DEMO)
+        for stem in DEMO:
+            assert np.array_equal(read_image(kept[stem]), read_image(made[stem])), f"{folder}/{stem}"
+
+
+def test_rain_is_added_follows_from_its_seed_and_is_cut_off_at_255():
+    image, state = noise(0), np.random.get_state()[1].copy()
+    before, rainy, layer = image.copy(), add_rain(image, 5), draw_streaks((48, 64), 5)
+    assert rainy.dtype == np.uint8 and np.array_equal(rainy, np.minimum(255, image.astype(int) + layer[..., None]))
+    assert np.array_equal(image, before) and (rainy > image).mean() > 0.1
+    assert np.array_equal(layer, draw_streaks((48, 64), 5)) and not np.array_equal(layer, draw_streaks((48, 64), 6))
+    assert not draw_streaks((48, 64), 5, density=0).any()
+    assert np.array_equal(np.random.get_state()[1], state)  # the caller's random numbers are left alone
+    for wrong in (image[..., 0], image / 255):
+        with pytest.raises(ValueError):
+            add_rain(wrong, 1)
