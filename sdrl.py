@@ -18,7 +18,7 @@ from utils.image import (ImageError, check_image, list_images, photograph_bytes,
                          uint8_to_tensor)
 from utils.inference import infer, model_device
 from utils.progress import each_image
-from utils.results import Results, check_made_for, how_to_make_references
+from utils.results import Results, check_made_for
 from utils.training import Recipe, crop_window, fit, fresh_model, read_reference
 
 PAPER = Recipe(epoch=100, steps=0, lr=1e-3, identity=False, average=0.0, crop_size=0, batch_size=1)
@@ -84,10 +84,8 @@ def read_references(folder, rainy, image_path, hint):
     The order is the paper's. Raises ImageError where there are none (with `hint` on how to make them) or of another size.
     """
     paths = [path for _, path in sorted(list_images(folder, hint).items())]
-    references = np.empty((len(paths), *rainy.shape), np.uint8)
-    for place, path in enumerate(paths):
-        references[place] = read_reference(path, rainy, image_path)
-    return references, read_scale(paths[0])
+    read = (read_reference(path, rainy, image_path) for path in paths)
+    return np.fromiter(read, np.dtype((np.uint8, rainy.shape)), len(paths)), read_scale(paths[0])
 
 
 def add_data_flags(parser):
@@ -98,8 +96,7 @@ def add_data_flags(parser):
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="network to train")
     parser.add_argument("--recipe", default="paper", choices=["paper", "fast"], help="paper: learn the references from the "
                         "photographs; fast: learn to subtract self-made rain")
-    parser.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=3,
-                        help="of weights and draws; set anew for every image")
+    parser.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=3, help="of all draws, set anew for every image")
     cli.add_inference_flags(parser)
     cli.add_overwrite_flag(parser)
 
@@ -136,9 +133,8 @@ def main(args):
     device, recipe = cli.device(args.device), recipe_of(args)
     data = Path(args.rainy_data_path)
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
-    hint = how_to_make_references(data, references_path, args.recipe)
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
-    check_made_for(references_path, source, args.recipe, hint)
+    hint = check_made_for(references_path, source, args.recipe, "sdr.py")
     settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}
     results = Results("sdrl.py", args.result_path or data / "result", settings, {"input": source, "sdr": references_path},
                       lambda path: (path, references_path / path.stem), overwrite=args.overwrite)

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import utils  # noqa: F401  before torch: how its threads wait
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from utils.fast.own_rain import OwnRain
 from utils.image import ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, write_bytes
 from utils.inference import mixed_precision
 from utils.progress import Progress, each_image
-from utils.results import Results, check_made_for, how_to_make_references
+from utils.results import Results, check_made_for
 from utils.training import Crops, Recipe, averaged, fresh_model, learn_step
 
 AVERAGE = 0.999  # fast: decay of the mean that is taken of recent weights
@@ -39,10 +38,9 @@ class Order(DistributedSampler):
 
 
 def gather_images(images, references_path, hint):
-    """Pair photographs with their references; print a line for each one that has none of its size.
+    """Pair photographs, {stem: path}, with their references; print a line for each one that has none of its size.
 
-    images: {stem: path}. Returns ([(path, [paths of its references])], how many were left out). Raises ImageError where none
-    is left.
+    Returns ([(path, [paths of its references])], how many were left out). Raises ImageError where none is left.
     """
     pairs, failed = [], 0
     for stem, path in images.items():
@@ -60,10 +58,7 @@ def gather_images(images, references_path, hint):
 
 
 def restore(path, model, mean, optimizer):
-    """Load the checkpoint that a training left into its networks and its Adam; returns the losses of its epochs.
-
-    Raises ImageError where it does not belong there.
-    """
+    """Load a training's checkpoint into its networks and its Adam; return its losses. Raises ImageError for one of another."""
     content = checkpoint.load(path)
     try:
         checkpoint.load_weights(model, content["model"], path)
@@ -77,10 +72,7 @@ def restore(path, model, mean, optimizer):
 
 
 def save(folder, model, mean, optimizer, losses, about):
-    """Save the loss curve, the network and the checkpoint to go on from.
-
-    The progress comes last: where a kill lets only some of them be written, some epochs are done again.
-    """
+    """Save the loss curve, the network and, at last, the progress: after a kill in between, some epochs are done again."""
     lines = [f"{epoch},{loss:.8g}\n" for epoch, loss in enumerate(losses, 1)]
     write_bytes(folder / "loss.csv", "".join(["epoch,loss\n", *lines]).encode())
     checkpoint.save(folder / "model.pkl", mean.module if mean else model, **about)
@@ -89,10 +81,7 @@ def save(folder, model, mean, optimizer, losses, about):
 
 
 def train(pairs, folder, recipe, device, args):
-    """Train a network on all pairs, or go on with the training that is in the folder; returns how many epochs it took.
-
-    Raises ImageError where the loss becomes NaN or infinite; the folder keeps what was saved last.
-    """
+    """Train a network, or go on with the folder's; return how many epochs it took. Raises ImageError for an infinite loss."""
     (rank, world), fast, resume = ranks(), args.recipe == "fast", folder / "resume.pkl"
     model = fresh_model(args.backbone, device, recipe)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
@@ -141,9 +130,8 @@ def main(args):
     fast, data = args.recipe == "fast", Path(args.rainy_data_path)
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
     folder = Path(args.model_save_dir or f"./result_all/{Path(os.path.abspath(data)).name}")
-    hint = how_to_make_references(data, references_path, args.recipe)
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
-    check_made_for(references_path, source, args.recipe, hint)
+    hint = check_made_for(references_path, source, args.recipe, "sdr.py")
     pairs, failed = gather_images(images, references_path, hint)
 
     identity = fast if args.identity is None else args.identity
@@ -187,8 +175,7 @@ if __name__ == "__main__":
     parser.add_argument("--epoch", type=cli.number(int, 1), default=2000, help="times that every photograph is used")
     parser.add_argument("--lr", type=cli.number(float, 0, 1e30), default=1e-3, help="learning rate of Adam")
     parser.add_argument("--lr_steps", type=cli.number(int, 0), default=0, help="halve the rate every so many epochs; 0: never")
-    parser.add_argument("--batch_size", type=cli.number(int, 1, 10**6), default=64,
-                        help="crops a step, of all processes together")
+    parser.add_argument("--batch_size", type=cli.number(int, 1, 10**6), default=64, help="crops a step, all processes together")
     parser.add_argument("--crop_size", type=cli.number(int, 1, 16_384), default=64, help="pixels a side of the crops")
     parser.add_argument("--identity", action="store_true", default=None, help="start at f(x) = x, as --recipe=fast does")
     parser.add_argument("--save_every", type=cli.number(int, 1), default=50, help="epochs between checkpoints")

@@ -70,9 +70,8 @@ if __name__ == "__main__":
     parser.add_argument("--format", default="same", choices=["same", "png"],
                         help="same: as the photograph, JPEG with quality 95; png: without loss")
     parser.add_argument("--show_rain", action="store_true", help="write the rain that was found too, as <photograph>_rain.png")
-    parser.add_argument("--learn", action="store_true",
-                        help="let a network learn from each photograph as well, which takes far longer; "
-                             "what is done already needs --overwrite")
+    parser.add_argument("--learn", action="store_true", help="let a network learn from each photograph as well, which takes "
+                        "far longer; what is done already needs --overwrite")
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="the network of --learn")
     parser.add_argument("--device", default="auto", help="of --learn: cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     add_strength_flag(parser)

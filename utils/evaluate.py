@@ -167,8 +167,7 @@ if __name__ == "__main__":
     parser.add_argument("--target_path", help="clean photographs (default: target/ of the data set or beside the results)")
     parser.add_argument("--no_target", action="store_true", help="there are none: only --extra scores that need none")
     parser.add_argument("--input_path", help="rainy photographs, to show their scores and the gain as well")
-    parser.add_argument("--protocol", default="both", choices=[*PROTOCOLS, "both", "all"],
-                        help="what is compared; both: rgb and y")
+    parser.add_argument("--protocol", default="both", choices=[*PROTOCOLS, "both", "all"], help="how to compare; both: rgb, y")
     parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",
                         help=f"scores by the package pyiqa, lower is better, of {', '.join(EXTRA)}")
     parser.add_argument("--dataset", help="a folder under ./dataset/, of which the published figures are shown (default: that "

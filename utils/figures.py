@@ -81,8 +81,7 @@ def grid(rows, labels, width=WIDTH):
         tiles = [resize(image, wide * scale, height * scale) for image, wide in zip(row, widths)]
         if not lines:
             tiles = [np.vstack([label_above(label, tile.shape[1]), tile]) for label, tile in zip(labels, tiles, strict=True)]
-        spaced = [np.pad(tile, ((0, 0), (GAP, 0), (0, 0)), constant_values=255) for tile in tiles]
-        lines.append(np.hstack(spaced)[:, GAP:])
+        lines.append(stack([tile.swapaxes(0, 1) for tile in tiles]).swapaxes(0, 1))  # beside each other
     return stack(lines)
 
 

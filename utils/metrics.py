@@ -61,10 +61,7 @@ def psnr(image, target, protocol="rgb"):
 
 
 def ssim(image, target, protocol="rgb"):
-    """Return the structural similarity of Wang et al. (IEEE TIP 2004), at most 1. Parameters and errors as of `psnr`.
-
-    Raises ImageError too, for a side that is smaller than the protocol's window.
-    """
+    """Return the SSIM of Wang et al. (IEEE TIP 2004), at most 1. As `psnr`, but with ImageError for a side below the window."""
     check_image(image)
     check_image(target)
     _, _, view, window, options = PROTOCOLS[protocol]
