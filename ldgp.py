@@ -26,8 +26,7 @@ WINDOW, OFFSET = 5, 0  # of the adaptive mean threshold: pixels a side, grey lev
 def _credit(width, height, exchange_cells):
     """Return the weights that sum a patch's overlapping block histograms to one histogram, (blocks_x * blocks_y * BLOCK^2,).
 
-    Every cell counts once: the histograms of the blocks that hold it are averaged. With `exchange_cells` the two cell axes
-    within a block are exchanged, as in the published angles.
+    Every cell counts once: the blocks that hold it are averaged. exchange_cells: swap a block's cell axes, as was published.
     """
     blocks_x, blocks_y = width // CELL - BLOCK + 1, height // CELL - BLOCK + 1
     bx, by, cx, cy = np.ix_(range(blocks_x), range(blocks_y), range(BLOCK), range(BLOCK))
@@ -51,8 +50,7 @@ def patch_angle(grey, exchange_cells=True):
 def dominant_angle(image, patch_size=80, exchange_cells=True):
     """Return the most frequent patch angle of an image; ties go to the smallest angle.
 
-    image: (H, W, 3) uint8 BGR. Returns degrees in 0, 5, ..., 175.
-    Raises ImageError for a side below 32 pixels, ValueError for such a patch_size.
+    image: (H, W, 3) uint8 BGR. Returns 0, 5, ..., 175. Raises ImageError for a side, ValueError for a patch_size below 32.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     height, width = grey.shape
@@ -75,10 +73,7 @@ def rotation(angle):
 
 
 def rotate(image, degrees):
-    """Rotate about the centre onto a canvas that holds the whole image, bilinear, with a white border.
-
-    image: (H, W) or (H, W, 3) uint8. Returns int(H|sin| + W|cos|) by int(H|cos| + W|sin|) pixels.
-    """
+    """Rotate (H, W) or (H, W, 3) uint8 about the centre, bilinear, onto a canvas that holds all of it, with a white border."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
     cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
@@ -124,8 +119,7 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
     streaks = cv2.dilate(cv2.erode(bright, line), line)  # an opening, but that even lines keep OpenCV's anchor
     height, width = image.shape[:2]
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
-    # where the photograph lies on the canvas that was rotated twice
-    top, left = math.floor(width * sin * cos), math.floor(height * cos * sin)
+    top, left = math.floor(width * sin * cos), math.floor(height * cos * sin)  # of the photograph on the canvas, rotated twice
     return np.ascontiguousarray(rotate(streaks, -degrees)[top : top + height, left : left + width])
 
 
@@ -179,8 +173,7 @@ if __name__ == "__main__":
                         help="paper: pixels a side of the patches whose gradients vote for the rain's direction")
     parser.add_argument("--kernel_size", type=cli.number(int, 1, 10_000), default=10,
                         help="paper: shortest bright run, in pixels along the rain, that counts as a streak")
-    parser.add_argument("--true_cells", action="store_true",
-                        help="paper: credit gradients to the cell they were measured in; the published masks do not")
+    parser.add_argument("--true_cells", action="store_true", help="paper: credit each gradient to its own cell; published: not")
     add_strength_flag(parser)
     cli.add_overwrite_flag(parser)
     cli.start(main, parser)

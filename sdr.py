@@ -93,12 +93,9 @@ class Sampler:
 
 
 def sum_in_float32(weight):
-    """Return the sums of the columns of (S, F) float32, to the bit as np.sum adds up the weights above 0 alone.
-
-    NumPy adds in pairs, which zeros in between would change. So columns with equally many weights are added up together.
-    """
+    """Return the sums of the columns of (S, F) float32, to the bit as np.sum adds up the weights above 0 alone."""
     number, total = np.count_nonzero(weight, axis=0), np.empty(weight.shape[1], np.float32)
-    for n in np.unique(number):
+    for n in np.unique(number):  # columns with equally many: NumPy adds in pairs, which zeros in between would change
         columns = weight.T[number == n]
         total[number == n] = columns[columns > 0].reshape(-1, n).sum(axis=1)
     return total
@@ -113,8 +110,7 @@ def add_nss_flags(parser):
     """Add the flags of NSS, here and in sdrl_online.py."""
     parser.add_argument("--sdr_num", type=cli.number(int, 1, 100_000), default=50, help="references an image")
     parser.add_argument("--K", type=cli.number(int, 1, 255), default=7, help="paper: pixels a side of the window of candidates")
-    parser.add_argument("--k", type=cli.number(int, 1, 255, odd=True), default=3,
-                        help="paper: pixels a side of the window compared")
+    parser.add_argument("--k", type=cli.number(int, 1, 255, odd=True), default=3, help="paper: pixels a side that are compared")
     parser.add_argument("--pow", type=cli.number(float, 0, 4), default=0.5, help="paper: exponent of the distance, its eta")
     parser.add_argument("--threshold", type=cli.number(int, 0, 255), default=10, help="paper: fill pixels with a mask above it")
 

@@ -41,10 +41,8 @@ def derain(model, rainy, references, recipe=PAPER, report=None):
 
     Raises
     ------
-    ValueError
-        Where shapes do not match.
-    FloatingPointError
-        Where a loss or the network's output is not finite.
+    ValueError, FloatingPointError
+        Where shapes do not match; where a loss or the network's output is not finite.
 
     References
     ----------
@@ -61,8 +59,7 @@ def derain(model, rainy, references, recipe=PAPER, report=None):
 def learn_references(model, rainy, references, recipe=PAPER, report=None):
     """Train on a stream of references y_n, a step of Adam on mean((f(x) - y_n)^2) each; return the derained image f(x).
 
-    references: an iterable of (H, W, 3) uint8 BGR tensors on the model's device. Returns (H, W, 3) uint8 BGR. Raises as `fit`
-    and `infer` do.
+    references: an iterable of (H, W, 3) uint8 BGR tensors on the model's device. Returns an array of that. Raises as `fit`.
     """
     x, random = uint8_to_tensor(rainy, model_device(model)), np.random.default_rng(recipe.seed)
 
@@ -79,10 +76,7 @@ def learn_references(model, rainy, references, recipe=PAPER, report=None):
 
 
 def read_references(folder, rainy, image_path, hint):
-    """Read the SDRs of one image, (N, H, W, 3) uint8 BGR, in string order of their file names, and their scale.
-
-    The order is the paper's. Raises ImageError where there are none (with `hint` on how to make them) or of another size.
-    """
+    """Read the SDRs of one image, (N, H, W, 3) uint8 BGR, in the paper's order, of names as strings, and their scale."""
     paths = [path for _, path in sorted(list_images(folder, hint).items())]
     read = (read_reference(path, rainy, image_path) for path in paths)
     return np.fromiter(read, np.dtype((np.uint8, rainy.shape)), len(paths)), read_scale(paths[0])
@@ -130,8 +124,7 @@ def recipe_of(args):
 
 
 def main(args):
-    device, recipe = cli.device(args.device), recipe_of(args)
-    data = Path(args.rainy_data_path)
+    device, recipe, data = cli.device(args.device), recipe_of(args), Path(args.rainy_data_path)
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
     hint = check_made_for(references_path, source, args.recipe, "sdr.py")

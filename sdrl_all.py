@@ -17,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from sdrl import add_data_flags
-from test_all import derain_with
+from test_all import derain_images
 from utils import checkpoint, cli
 from utils.distributed import ranks, wait_for_ranks
 from utils.fast.own_rain import OwnRain
-from utils.image import ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, write_bytes
+from utils.image import ImageError, check_size, list_images, read_image, write_bytes
 from utils.inference import mixed_precision
-from utils.progress import Progress, each_image
+from utils.progress import Progress
 from utils.results import Results, check_made_for
 from utils.training import Crops, Recipe, averaged, fresh_model, learn_step
 
@@ -38,23 +38,19 @@ class Order(DistributedSampler):
 
 
 def gather_images(images, references_path, hint):
-    """Pair photographs, {stem: path}, with their references; print a line for each one that has none of its size.
-
-    Returns ([(path, [paths of its references])], how many were left out). Raises ImageError where none is left.
-    """
-    pairs, failed = [], 0
+    """Return [(path, [paths of its references])] of photographs, {stem: path}; print a line for each without."""
+    pairs = []
     for stem, path in images.items():
         try:
             references = list(list_images(references_path / stem, hint).values())
             check_size(read_image(references[0]), references[0], read_image(path), path)
             pairs.append((path, references))
         except ImageError as error:
-            failed += 1
             if ranks()[0] == 0:
                 print(f"sdrl_all.py: failed: {error}", file=sys.stderr)
     if not pairs:
         raise ImageError(f"{references_path}: no photograph is left to train on; {hint}")
-    return pairs, failed
+    return pairs
 
 
 def restore(path, model, mean, optimizer):
@@ -132,7 +128,8 @@ def main(args):
     folder = Path(args.model_save_dir or f"./result_all/{Path(os.path.abspath(data)).name}")
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
     hint = check_made_for(references_path, source, args.recipe, "sdr.py")
-    pairs, failed = gather_images(images, references_path, hint)
+    pairs = gather_images(images, references_path, hint)
+    failed = len(images) - len(pairs)
 
     identity = fast if args.identity is None else args.identity
     recipe = Recipe(args.epoch, 0, args.lr, identity, AVERAGE if fast else 0, args.crop_size, args.batch_size, args.seed,
@@ -140,8 +137,7 @@ def main(args):
     names = "recipe", "backbone", "seed", "lr", "lr_steps", "batch_size", "crop_size", "amp"
     settings = {name: getattr(args, name) for name in names} | {"identity": identity, "device": device.type, "processes": world}
     made_from, network = {"input": source, "sdr": references_path}, folder / "model.pkl"
-    networks = Results("sdrl_all.py", folder, settings, made_from,
-                       lambda _: [path.parent for _, references in pairs for path in references[:1]],
+    networks = Results("sdrl_all.py", folder, settings, made_from, lambda _: [references[0].parent for _, references in pairs],
                        suffix=".pkl", overwrite=args.overwrite, flag="--model_save_dir")
     results = Results("sdrl_all.py", args.result_path or data / "result", settings | {"epoch": args.epoch}, made_from,
                       lambda path: (path, network), overwrite=args.overwrite)
@@ -159,12 +155,7 @@ def main(args):
               f"network in {network}")
     wait_for_ranks()
     model, name = checkpoint.load_model(network, device)
-
-    def work(path, progress):
-        photograph = read_photograph(path)
-        results.write(path, photograph_bytes(derain_with(model, photograph.image, name, recipe), photograph))
-
-    return each_image({path.stem: path for path, _ in pairs}, work, [results], failed)
+    return derain_images({path.stem: path for path, _ in pairs}, model, name, recipe, results, failed)
 
 
 if __name__ == "__main__":

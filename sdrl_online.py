@@ -22,11 +22,8 @@ from utils.training import fresh_model
 
 def fresh_references(sampler, random):
     """Yield SDRs of a `Sampler` without end, (H, W, 3) uint8 on a torch.Generator's device; every pixel draws for itself."""
-    def to_device(array):
-        return torch.from_numpy(array).to(random.device)
-
-    flat, shift = to_device(sampler.flat), to_device(sampler.shift)
-    chunks = [(to_device(pixels), to_device(cumulative)) for pixels, cumulative in sampler.chunks()]
+    flat, shift = (torch.as_tensor(array, device=random.device) for array in (sampler.flat, sampler.shift))
+    chunks = [[torch.as_tensor(array, device=random.device) for array in chunk] for chunk in sampler.chunks()]
     while True:
         reference = flat.clone()
         for pixels, cumulative in chunks:
@@ -37,9 +34,8 @@ def fresh_references(sampler, random):
 
 
 def main(args):
-    device, recipe, paper = cli.device(args.device), recipe_of(args), args.recipe == "paper"
-    data = Path(args.rainy_data_path)
-    source, masks_path = data / "input", Path(args.ldgp_path or data / "ldgp")
+    device, recipe, data = cli.device(args.device), recipe_of(args), Path(args.rainy_data_path)
+    source, masks_path, paper = data / "input", Path(args.ldgp_path or data / "ldgp"), args.recipe == "paper"
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
     check_made_for(masks_path, source, args.recipe, "ldgp.py")
     masks = list_images(masks_path, optional=True)
@@ -79,7 +75,6 @@ def main(args):
 
 if __name__ == "__main__":
     parser = add_flags(cli.Parser(__doc__))
-    parser.add_argument("--ldgp_path", help="rain masks, or layers with --recipe=fast; missing ones are made here "
-                                            "(default: ldgp/ of the data set)")
+    parser.add_argument("--ldgp_path", help="masks or layers; missing ones are made here (default: ldgp/ of the data set)")
     add_nss_flags(parser)
     cli.start(main, parser)

@@ -50,8 +50,7 @@ INSTALL = "pip install pyiqa 'opencv-python-headless<5'"  # pyiqa asks for this 
 def psnr(image, target, protocol="rgb"):
     """Return the peak signal-to-noise ratio in dB, at a peak of 255; inf for images that are equal under the protocol.
 
-    image, target: (H, W, 3) uint8 BGR. protocol: a key of `PROTOCOLS`; "rgb" is that of the Rain2Avoid papers, "y" that of most
-    others. Raises ValueError for other shapes or types.
+    image, target: (H, W, 3) uint8 BGR, else ValueError. protocol: a key of `PROTOCOLS`; "rgb" is the Rain2Avoid papers'.
     """
     check_image(image)
     check_image(target)

@@ -37,14 +37,13 @@ def read_run(folder):
 def check_made_for(folder, images, recipe, stage):
     """Return a hint on how to make what is missing in a folder of masks, layers or references: the command of their stage.
 
-    images: the folder of the photographs. Raises ImageError where what is there is of others, or of the other recipe. A folder
-    without run.json is the user's own, and is believed.
+    images: the folder of the photographs. Raises ImageError where what is there is of others, or of the other recipe.
     """
     flags = {"ldgp.py": f'--input_path="{images}" --save_path="{folder}" --recipe={recipe}',
              "sdr.py": f'--recipe={recipe} --input_path="{images}" --ldgp_path="{images.parent / "ldgp"}" '
                        f'--save_path="{folder}" --fuse_save_path="{images.parent / "sdr(fuse)"}"'}
     run, hint = read_run(folder), f"run {stage} first: python {stage} {flags[stage]}"
-    made_by = run.get("settings", {}).get("recipe", recipe)
+    made_by = run.get("settings", {}).get("recipe", recipe)  # without run.json it is the user's own, and is believed
     if made_by != recipe:
         raise ImageError(f"{folder}: made with --recipe={made_by}, where --recipe={recipe} needs its own; {hint}")
     source = run.get("made_from", {}).get("input")
@@ -57,8 +56,7 @@ def check_made_for(folder, images, recipe, stage):
 class PhotographResults:
     """Results of photographs, beside them or in a folder: done if not older than the photograph.
 
-    folder: None for that of each photograph. name: a result's, as a format of the photograph's path: "{0.stem}_rain.png".
-    overwrite: nothing counts as done. flag: that of the folder, for messages.
+    folder: None for that of each photograph. name: of a result, a format of the photograph's path: "{0.stem}_rain.png".
     """
 
     def __init__(self, folder, name, overwrite=False, flag="--save_path"):
@@ -150,13 +148,12 @@ class Results(PhotographResults):
         """Move results, with a copy of their run.json, to a new sub-folder of theirs, and print a line that says so."""
         if not paths:
             return
-        archive = next(path for path in (self.folder / f"earlier-{n}" for n in itertools.count(1)) if not path.exists())
-        archive.mkdir()
-        shutil.copyfile(self.folder / RUN, archive / RUN)
+        new = next(path for path in (self.folder / f"earlier-{n}" for n in itertools.count(1)) if not path.exists())
+        new.mkdir()
+        shutil.copyfile(self.folder / RUN, new / RUN)
         for path in paths:
-            path.rename(archive / path.name)
-        text = f"{self.run['stage']}: {self.folder}: {len(paths)} results {why} moved to {archive}"
-        tqdm.write(one_line(text), file=sys.stderr)
+            path.rename(new / path.name)
+        tqdm.write(one_line(f"{self.run['stage']}: {self.folder}: {len(paths)} results {why} moved to {new}"), file=sys.stderr)
 
     def claim(self, image):
         self.file = self.file or open(self.folder / RUN, "r+b")

@@ -33,10 +33,9 @@ def cumulate(weight):
 
 
 def draw_references(sampler, sdr_num=50, seed=0, independent=False):
-    """Yield SDRs one by one, each (H, W, 3) uint8.
+    """Yield SDRs one by one, each (H, W, 3) uint8. Raises ValueError for a sdr_num below 1.
 
-    As published, all pixels share the numbers of np.random.seed(seed) and np.random.random_sample(sdr_num). With
-    `independent`, every pixel has numbers of its own. Raises ValueError for a sdr_num below 1.
+    As published, all pixels share np.random.seed(seed) and np.random.random_sample(sdr_num), but not if `independent`.
     """
     if sdr_num < 1:
         raise ValueError(f"sdr_num must be at least 1, not {sdr_num}")
