@@ -3,7 +3,6 @@
     python ldgp.py --dataset="Rain100L" --patch_size=80 --kernel_size=10
 """
 import math
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,29 +19,20 @@ BLOCK = 4  # cells a side
 BIN_WIDTH = 5  # degrees, of unsigned gradients
 BINS = 180 // BIN_WIDTH
 SMALLEST = CELL * BLOCK  # pixels: one block
-THRESHOLD_WINDOW, THRESHOLD_OFFSET = 5, 0  # of the adaptive mean threshold: pixels a side, grey levels
+WINDOW, OFFSET = 5, 0  # of the adaptive mean threshold: pixels a side, grey levels
 
 
 @lru_cache
 def _credit(width, height, exchange_cells):
     """Return the weights that sum a patch's overlapping block histograms to one histogram, (blocks_x * blocks_y * BLOCK^2,).
 
-    Every cell counts once: the histograms of the blocks that hold it are averaged. With `exchange_cells` the two cell axes
-    within a block are exchanged, as in the published angles.
+    Every cell counts once: the blocks that hold it are averaged. exchange_cells: swap a block's cell axes, as was published.
     """
-    cells_x, cells_y = width // CELL, height // CELL
-    blocks_x, blocks_y = cells_x - BLOCK + 1, cells_y - BLOCK + 1
+    blocks_x, blocks_y = width // CELL - BLOCK + 1, height // CELL - BLOCK + 1
     bx, by, cx, cy = np.ix_(range(blocks_x), range(blocks_y), range(BLOCK), range(BLOCK))
     x, y = (bx + cy, by + cx) if exchange_cells else (bx + cx, by + cy)
-    holders_x = np.bincount((np.arange(blocks_x)[:, None] + np.arange(BLOCK)).ravel(), minlength=cells_x)
-    holders_y = np.bincount((np.arange(blocks_y)[:, None] + np.arange(BLOCK)).ravel(), minlength=cells_y)
+    holders_x, holders_y = (np.convolve(np.ones(blocks), np.ones(BLOCK)) for blocks in (blocks_x, blocks_y))  # of each cell
     return (1 / (holders_x[x] * holders_y[y])).ravel()
-
-
-@lru_cache
-def _descriptor(width, height):
-    """Return OpenCV's descriptor of a patch of this size."""
-    return cv2.HOGDescriptor((width, height), (SMALLEST, SMALLEST), (CELL, CELL), (CELL, CELL), BINS)
 
 
 def patch_angle(grey, exchange_cells=True):
@@ -51,16 +41,16 @@ def patch_angle(grey, exchange_cells=True):
     grey: (h, w) uint8, both sides at least 32; whole cells of 8x8 pixels are used. Returns degrees in 0, 5, ..., 175.
     """
     height, width = (side - side % CELL for side in grey.shape)
-    histograms = _descriptor(width, height).compute(np.ascontiguousarray(grey[:height, :width]))
-    total = _credit(width, height, exchange_cells) @ histograms.reshape(-1, BINS).astype(np.float64)
+    descriptor = cv2.HOGDescriptor((width, height), (SMALLEST, SMALLEST), (CELL, CELL), (CELL, CELL), BINS)
+    histograms = descriptor.compute(np.ascontiguousarray(grey[:height, :width])).reshape(-1, BINS)
+    total = _credit(width, height, exchange_cells) @ histograms.astype(np.float64)
     return BIN_WIDTH * int(total.argmax())
 
 
 def dominant_angle(image, patch_size=80, exchange_cells=True):
     """Return the most frequent patch angle of an image; ties go to the smallest angle.
 
-    image: (H, W, 3) uint8 BGR. Returns degrees in 0, 5, ..., 175.
-    Raises ImageError for a side below 32 pixels, ValueError for such a patch_size.
+    image: (H, W, 3) uint8 BGR. Returns 0, 5, ..., 175. Raises ImageError for a side, ValueError for a patch_size below 32.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     height, width = grey.shape
@@ -70,12 +60,9 @@ def dominant_angle(image, patch_size=80, exchange_cells=True):
         raise ValueError(f"patch_size must be at least {SMALLEST} (one block), not {patch_size}")
     if min(height, width) < patch_size:
         return patch_angle(grey, exchange_cells)
-    angles = Counter(
-        patch_angle(grey[top : top + patch_size, left : left + patch_size], exchange_cells)
-        for left in range(0, width - patch_size + 1, patch_size)
-        for top in range(0, height - patch_size + 1, patch_size)
-    )
-    return min(angles, key=lambda angle: (-angles[angle], angle))
+    patches = np.lib.stride_tricks.sliding_window_view(grey, (patch_size, patch_size))[::patch_size, ::patch_size]
+    angles = [patch_angle(patch, exchange_cells) for patch in patches.reshape(-1, patch_size, patch_size)]
+    return int(np.bincount(angles).argmax())
 
 
 def rotation(angle):
@@ -86,10 +73,7 @@ def rotation(angle):
 
 
 def rotate(image, degrees):
-    """Rotate about the centre onto a canvas that holds the whole image, bilinear, with a white border.
-
-    image: (H, W) or (H, W, 3) uint8. Returns int(H|sin| + W|cos|) by int(H|cos| + W|sin|) pixels.
-    """
+    """Rotate (H, W) or (H, W, 3) uint8 about the centre, bilinear, onto a canvas that holds all of it, with a white border."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
     cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
@@ -130,22 +114,17 @@ def rain_mask(image, patch_size=80, kernel_size=10, exchange_cells=True):
         raise ValueError(f"kernel_size must be at least 1, not {kernel_size}")
     degrees = rotation(dominant_angle(image, patch_size, exchange_cells))
     upright = cv2.cvtColor(rotate(image, degrees), cv2.COLOR_BGR2GRAY)
-    bright = cv2.adaptiveThreshold(upright, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY,
-                                   THRESHOLD_WINDOW, THRESHOLD_OFFSET)
+    bright = cv2.adaptiveThreshold(upright, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, WINDOW, OFFSET)
     line = np.ones((kernel_size, 1), np.uint8)
     streaks = cv2.dilate(cv2.erode(bright, line), line)  # an opening, but that even lines keep OpenCV's anchor
     height, width = image.shape[:2]
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
-    # where the photograph lies on the canvas that was rotated twice
-    top, left = math.floor(width * sin * cos), math.floor(height * cos * sin)
+    top, left = math.floor(width * sin * cos), math.floor(height * cos * sin)  # of the photograph on the canvas, rotated twice
     return np.ascontiguousarray(rotate(streaks, -degrees)[top : top + height, left : left + width])
 
 
 def find_rain(path, image, recipe="paper", strength=1.0, patch_size=80, kernel_size=10, true_cells=False):
-    """Find rain by either recipe: (`rain_mask`, 1) by the paper's, (`fast.rain_layer`, its scale) by the fast one.
-
-    Raises ImageError, which names the path of the image, where that is not possible.
-    """
+    """Return (`rain_mask`, 1) or, by the fast recipe, (`fast.rain_layer`, its scale). Raises ImageError that names the path."""
     if recipe == "fast":
         scale = fast.thin_scale(image)
         return fast.rain_layer(image, strength, scale), scale
@@ -194,8 +173,7 @@ if __name__ == "__main__":
                         help="paper: pixels a side of the patches whose gradients vote for the rain's direction")
     parser.add_argument("--kernel_size", type=cli.number(int, 1, 10_000), default=10,
                         help="paper: shortest bright run, in pixels along the rain, that counts as a streak")
-    parser.add_argument("--true_cells", action="store_true",
-                        help="paper: credit gradients to the cell they were measured in; the published masks do not")
+    parser.add_argument("--true_cells", action="store_true", help="paper: credit each gradient to its own cell; published: not")
     add_strength_flag(parser)
     cli.add_overwrite_flag(parser)
     cli.start(main, parser)

@@ -12,7 +12,7 @@ from utils import cli, fast
 from utils.image import (ImageError, check_image, check_size, list_images, matching_file, png_bytes, read_image, read_mask,
                          read_scale)
 from utils.progress import each_image
-from utils.results import Results, beside, check_made_for, how_to_make_masks
+from utils.results import Results, beside, check_made_for
 from utils.sampling import CHUNK, cumulate, draw_references, strips, write_references
 
 
@@ -93,22 +93,16 @@ class Sampler:
 
 
 def sum_in_float32(weight):
-    """Return the sums of the columns of (S, F) float32, to the bit as np.sum adds up the weights above 0 alone.
-
-    NumPy adds in pairs, which zeros in between would change. So columns with equally many weights are added up together.
-    """
+    """Return the sums of the columns of (S, F) float32, to the bit as np.sum adds up the weights above 0 alone."""
     number, total = np.count_nonzero(weight, axis=0), np.empty(weight.shape[1], np.float32)
-    for n in np.unique(number):
+    for n in np.unique(number):  # columns with equally many: NumPy adds in pairs, which zeros in between would change
         columns = weight.T[number == n]
         total[number == n] = columns[columns > 0].reshape(-1, n).sum(axis=1)
     return total
 
 
 def sample_references(image, mask, sdr_num=50, seed=0, independent=False, **parameters):
-    """Return all SDRs of a photograph at once, (sdr_num, H, W, 3) uint8.
-
-    The parameters and errors are those of `Sampler` and of `utils.sampling.draw_references`.
-    """
+    """Return all SDRs at once, (sdr_num, H, W, 3) uint8. Parameters and errors as of `Sampler` and `draw_references`."""
     return np.stack(list(Sampler(image, mask, **parameters).references(sdr_num, seed, independent)))
 
 
@@ -116,11 +110,9 @@ def add_nss_flags(parser):
     """Add the flags of NSS, here and in sdrl_online.py."""
     parser.add_argument("--sdr_num", type=cli.number(int, 1, 100_000), default=50, help="references an image")
     parser.add_argument("--K", type=cli.number(int, 1, 255), default=7, help="paper: pixels a side of the window of candidates")
-    parser.add_argument("--k", type=cli.number(int, 1, 255, odd=True), default=3,
-                        help="paper: pixels a side of the window compared")
+    parser.add_argument("--k", type=cli.number(int, 1, 255, odd=True), default=3, help="paper: pixels a side that are compared")
     parser.add_argument("--pow", type=cli.number(float, 0, 4), default=0.5, help="paper: exponent of the distance, its eta")
-    parser.add_argument("--threshold", type=cli.number(int, 0, 255), default=10,
-                        help="paper: pixels with a mask above it are filled")
+    parser.add_argument("--threshold", type=cli.number(int, 0, 255), default=10, help="paper: fill pixels with a mask above it")
 
 
 def nss_options(args):
@@ -140,10 +132,9 @@ def main(args):
     source = Path(args.input_path or "./dataset/Rain100L/input/")
     masks_path, save_path, fuse_save_path = (Path(given or beside(source, name)) for given, name in (
         (args.ldgp_path, "ldgp"), (args.save_path, "sdr"), (args.fuse_save_path, "sdr(fuse)")))
-    hint = how_to_make_masks(source, masks_path, args.recipe)
     images = list_images(source, "put the photographs there, or name their folder with --input_path")
+    hint = check_made_for(masks_path, source, args.recipe, "ldgp.py")
     masks = list_images(masks_path, hint)
-    check_made_for(masks_path, source, args.recipe, hint)
     draws = {name: getattr(args, name) for name in ("sdr_num", "seed", "independent")}
     settings = {"recipe": args.recipe, **draws, **({} if args.recipe == "fast" else nss_options(args))}
 
@@ -180,7 +171,6 @@ if __name__ == "__main__":
     parser.add_argument("--fuse_save_path", help="where their means go (default: sdr(fuse)/ beside --input_path)")
     add_nss_flags(parser)
     parser.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=0, help="of the random draws")
-    parser.add_argument("--independent", action="store_true",
-                        help="every pixel draws numbers of its own; published: the same numbers for all")
+    parser.add_argument("--independent", action="store_true", help="pixels draw their own numbers; published: the same for all")
     cli.add_overwrite_flag(parser)
     cli.start(main, parser)

@@ -18,7 +18,7 @@ from utils.image import (ImageError, check_image, list_images, photograph_bytes,
                          uint8_to_tensor)
 from utils.inference import infer, model_device
 from utils.progress import each_image
-from utils.results import Results, check_made_for, how_to_make_references
+from utils.results import Results, check_made_for
 from utils.training import Recipe, crop_window, fit, fresh_model, read_reference
 
 PAPER = Recipe(epoch=100, steps=0, lr=1e-3, identity=False, average=0.0, crop_size=0, batch_size=1)
@@ -41,10 +41,8 @@ def derain(model, rainy, references, recipe=PAPER, report=None):
 
     Raises
     ------
-    ValueError
-        Where shapes do not match.
-    FloatingPointError
-        Where a loss or the network's output is not finite.
+    ValueError, FloatingPointError
+        Where shapes do not match; where a loss or the network's output is not finite.
 
     References
     ----------
@@ -61,8 +59,7 @@ def derain(model, rainy, references, recipe=PAPER, report=None):
 def learn_references(model, rainy, references, recipe=PAPER, report=None):
     """Train on a stream of references y_n, a step of Adam on mean((f(x) - y_n)^2) each; return the derained image f(x).
 
-    references: an iterable of (H, W, 3) uint8 BGR tensors on the model's device. Returns (H, W, 3) uint8 BGR. Raises as `fit`
-    and `infer` do.
+    references: an iterable of (H, W, 3) uint8 BGR tensors on the model's device. Returns an array of that. Raises as `fit`.
     """
     x, random = uint8_to_tensor(rainy, model_device(model)), np.random.default_rng(recipe.seed)
 
@@ -79,15 +76,10 @@ def learn_references(model, rainy, references, recipe=PAPER, report=None):
 
 
 def read_references(folder, rainy, image_path, hint):
-    """Read the SDRs of one image, (N, H, W, 3) uint8 BGR, in string order of their file names, and their scale.
-
-    The order is the paper's. Raises ImageError where there are none (with `hint` on how to make them) or of another size.
-    """
+    """Read the SDRs of one image, (N, H, W, 3) uint8 BGR, in the paper's order, of names as strings, and their scale."""
     paths = [path for _, path in sorted(list_images(folder, hint).items())]
-    references = np.empty((len(paths), *rainy.shape), np.uint8)
-    for place, path in enumerate(paths):
-        references[place] = read_reference(path, rainy, image_path)
-    return references, read_scale(paths[0])
+    read = (read_reference(path, rainy, image_path) for path in paths)
+    return np.fromiter(read, np.dtype((np.uint8, rainy.shape)), len(paths)), read_scale(paths[0])
 
 
 def add_data_flags(parser):
@@ -98,8 +90,7 @@ def add_data_flags(parser):
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="network to train")
     parser.add_argument("--recipe", default="paper", choices=["paper", "fast"], help="paper: learn the references from the "
                         "photographs; fast: learn to subtract self-made rain")
-    parser.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=3,
-                        help="of weights and draws; set anew for every image")
+    parser.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=3, help="of all draws, set anew for every image")
     cli.add_inference_flags(parser)
     cli.add_overwrite_flag(parser)
 
@@ -133,12 +124,10 @@ def recipe_of(args):
 
 
 def main(args):
-    device, recipe = cli.device(args.device), recipe_of(args)
-    data = Path(args.rainy_data_path)
+    device, recipe, data = cli.device(args.device), recipe_of(args), Path(args.rainy_data_path)
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
-    hint = how_to_make_references(data, references_path, args.recipe)
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
-    check_made_for(references_path, source, args.recipe, hint)
+    hint = check_made_for(references_path, source, args.recipe, "sdr.py")
     settings = {"recipe": args.recipe, "backbone": args.backbone, "device": device.type, **recipe._asdict()}
     results = Results("sdrl.py", args.result_path or data / "result", settings, {"input": source, "sdr": references_path},
                       lambda path: (path, references_path / path.stem), overwrite=args.overwrite)

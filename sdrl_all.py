@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import utils  # noqa: F401  before torch: how its threads wait
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -18,14 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from sdrl import add_data_flags
-from test_all import derain_with
+from test_all import derain_images
 from utils import checkpoint, cli
 from utils.distributed import ranks, wait_for_ranks
 from utils.fast.own_rain import OwnRain
-from utils.image import ImageError, check_size, list_images, photograph_bytes, read_image, read_photograph, write_bytes
+from utils.image import ImageError, check_size, list_images, read_image, write_bytes
 from utils.inference import mixed_precision
-from utils.progress import Progress, each_image
-from utils.results import Results, check_made_for, how_to_make_references
+from utils.progress import Progress
+from utils.results import Results, check_made_for
 from utils.training import Crops, Recipe, averaged, fresh_model, learn_step
 
 AVERAGE = 0.999  # fast: decay of the mean that is taken of recent weights
@@ -39,31 +38,23 @@ class Order(DistributedSampler):
 
 
 def gather_images(images, references_path, hint):
-    """Pair photographs with their references; print a line for each one that has none of its size.
-
-    images: {stem: path}. Returns ([(path, [paths of its references])], how many were left out). Raises ImageError where none
-    is left.
-    """
-    pairs, failed = [], 0
+    """Return [(path, [paths of its references])] of photographs, {stem: path}; print a line for each without."""
+    pairs = []
     for stem, path in images.items():
         try:
             references = list(list_images(references_path / stem, hint).values())
             check_size(read_image(references[0]), references[0], read_image(path), path)
             pairs.append((path, references))
         except ImageError as error:
-            failed += 1
             if ranks()[0] == 0:
                 print(f"sdrl_all.py: failed: {error}", file=sys.stderr)
     if not pairs:
         raise ImageError(f"{references_path}: no photograph is left to train on; {hint}")
-    return pairs, failed
+    return pairs
 
 
 def restore(path, model, mean, optimizer):
-    """Load the checkpoint that a training left into its networks and its Adam; returns the losses of its epochs.
-
-    Raises ImageError where it does not belong there.
-    """
+    """Load a training's checkpoint into its networks and its Adam; return its losses. Raises ImageError for one of another."""
     content = checkpoint.load(path)
     try:
         checkpoint.load_weights(model, content["model"], path)
@@ -77,10 +68,7 @@ def restore(path, model, mean, optimizer):
 
 
 def save(folder, model, mean, optimizer, losses, about):
-    """Save the loss curve, the network and the checkpoint to go on from.
-
-    The progress comes last: where a kill lets only some of them be written, some epochs are done again.
-    """
+    """Save the loss curve, the network and, at last, the progress: after a kill in between, some epochs are done again."""
     lines = [f"{epoch},{loss:.8g}\n" for epoch, loss in enumerate(losses, 1)]
     write_bytes(folder / "loss.csv", "".join(["epoch,loss\n", *lines]).encode())
     checkpoint.save(folder / "model.pkl", mean.module if mean else model, **about)
@@ -89,10 +77,7 @@ def save(folder, model, mean, optimizer, losses, about):
 
 
 def train(pairs, folder, recipe, device, args):
-    """Train a network on all pairs, or go on with the training that is in the folder; returns how many epochs it took.
-
-    Raises ImageError where the loss becomes NaN or infinite; the folder keeps what was saved last.
-    """
+    """Train a network, or go on with the folder's; return how many epochs it took. Raises ImageError for an infinite loss."""
     (rank, world), fast, resume = ranks(), args.recipe == "fast", folder / "resume.pkl"
     model = fresh_model(args.backbone, device, recipe)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
@@ -141,10 +126,10 @@ def main(args):
     fast, data = args.recipe == "fast", Path(args.rainy_data_path)
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
     folder = Path(args.model_save_dir or f"./result_all/{Path(os.path.abspath(data)).name}")
-    hint = how_to_make_references(data, references_path, args.recipe)
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
-    check_made_for(references_path, source, args.recipe, hint)
-    pairs, failed = gather_images(images, references_path, hint)
+    hint = check_made_for(references_path, source, args.recipe, "sdr.py")
+    pairs = gather_images(images, references_path, hint)
+    failed = len(images) - len(pairs)
 
     identity = fast if args.identity is None else args.identity
     recipe = Recipe(args.epoch, 0, args.lr, identity, AVERAGE if fast else 0, args.crop_size, args.batch_size, args.seed,
@@ -152,8 +137,7 @@ def main(args):
     names = "recipe", "backbone", "seed", "lr", "lr_steps", "batch_size", "crop_size", "amp"
     settings = {name: getattr(args, name) for name in names} | {"identity": identity, "device": device.type, "processes": world}
     made_from, network = {"input": source, "sdr": references_path}, folder / "model.pkl"
-    networks = Results("sdrl_all.py", folder, settings, made_from,
-                       lambda _: [path.parent for _, references in pairs for path in references[:1]],
+    networks = Results("sdrl_all.py", folder, settings, made_from, lambda _: [references[0].parent for _, references in pairs],
                        suffix=".pkl", overwrite=args.overwrite, flag="--model_save_dir")
     results = Results("sdrl_all.py", args.result_path or data / "result", settings | {"epoch": args.epoch}, made_from,
                       lambda path: (path, network), overwrite=args.overwrite)
@@ -171,12 +155,7 @@ def main(args):
               f"network in {network}")
     wait_for_ranks()
     model, name = checkpoint.load_model(network, device)
-
-    def work(path, progress):
-        photograph = read_photograph(path)
-        results.write(path, photograph_bytes(derain_with(model, photograph.image, name, recipe), photograph))
-
-    return each_image({path.stem: path for path, _ in pairs}, work, [results], failed)
+    return derain_images({path.stem: path for path, _ in pairs}, model, name, recipe, results, failed)
 
 
 if __name__ == "__main__":
@@ -187,8 +166,7 @@ if __name__ == "__main__":
     parser.add_argument("--epoch", type=cli.number(int, 1), default=2000, help="times that every photograph is used")
     parser.add_argument("--lr", type=cli.number(float, 0, 1e30), default=1e-3, help="learning rate of Adam")
     parser.add_argument("--lr_steps", type=cli.number(int, 0), default=0, help="halve the rate every so many epochs; 0: never")
-    parser.add_argument("--batch_size", type=cli.number(int, 1, 10**6), default=64,
-                        help="crops a step, of all processes together")
+    parser.add_argument("--batch_size", type=cli.number(int, 1, 10**6), default=64, help="crops a step, all processes together")
     parser.add_argument("--crop_size", type=cli.number(int, 1, 16_384), default=64, help="pixels a side of the crops")
     parser.add_argument("--identity", action="store_true", default=None, help="start at f(x) = x, as --recipe=fast does")
     parser.add_argument("--save_every", type=cli.number(int, 1), default=50, help="epochs between checkpoints")

@@ -16,20 +16,14 @@ from utils import cli, fast
 from utils.fast import own_rain
 from utils.image import check_size, list_images, photograph_bytes, read_mask, read_photograph, read_scale
 from utils.progress import each_image
-from utils.results import Results, check_made_for, how_to_make_masks, read_run
+from utils.results import Results, check_made_for, read_run
 from utils.training import fresh_model
 
 
 def fresh_references(sampler, random):
-    """Yield SDRs without end, tensors (H, W, 3) uint8, in which every pixel draws for itself by the weights of NSS.
-
-    sampler: an `sdr.Sampler`. random: a torch.Generator, on whose device all is held and drawn.
-    """
-    def to_device(array):
-        return torch.from_numpy(array).to(random.device)
-
-    flat, shift = to_device(sampler.flat), to_device(sampler.shift)
-    chunks = [(to_device(pixels), to_device(cumulative)) for pixels, cumulative in sampler.chunks()]
+    """Yield SDRs of a `Sampler` without end, (H, W, 3) uint8 on a torch.Generator's device; every pixel draws for itself."""
+    flat, shift = (torch.as_tensor(array, device=random.device) for array in (sampler.flat, sampler.shift))
+    chunks = [[torch.as_tensor(array, device=random.device) for array in chunk] for chunk in sampler.chunks()]
     while True:
         reference = flat.clone()
         for pixels, cumulative in chunks:
@@ -40,11 +34,10 @@ def fresh_references(sampler, random):
 
 
 def main(args):
-    device, recipe, paper = cli.device(args.device), recipe_of(args), args.recipe == "paper"
-    data = Path(args.rainy_data_path)
-    source, masks_path = data / "input", Path(args.ldgp_path or data / "ldgp")
+    device, recipe, data = cli.device(args.device), recipe_of(args), Path(args.rainy_data_path)
+    source, masks_path, paper = data / "input", Path(args.ldgp_path or data / "ldgp"), args.recipe == "paper"
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
-    check_made_for(masks_path, source, args.recipe, how_to_make_masks(source, masks_path, args.recipe))
+    check_made_for(masks_path, source, args.recipe, "ldgp.py")
     masks = list_images(masks_path, optional=True)
     run_of_masks = read_run(masks_path)  # missing ones are made as the others were
     how = run_of_masks["settings"] if run_of_masks.get("stage") == "ldgp.py" else {"recipe": args.recipe}
@@ -82,7 +75,6 @@ def main(args):
 
 if __name__ == "__main__":
     parser = add_flags(cli.Parser(__doc__))
-    parser.add_argument("--ldgp_path", help="rain masks, or layers with --recipe=fast; missing ones are made here "
-                                            "(default: ldgp/ of the data set)")
+    parser.add_argument("--ldgp_path", help="masks or layers; missing ones are made here (default: ldgp/ of the data set)")
     add_nss_flags(parser)
     cli.start(main, parser)

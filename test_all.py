@@ -20,31 +20,34 @@ from utils.results import Results
 def derain_with(model, rainy, name="paper", recipe=PAPER):
     """Derain a photograph, (H, W, 3) uint8 BGR, with a network that a whole data set trained; returns the same.
 
-    name: of the recipe. In the paper's the result is the network's output. In the fast one the network has learnt to subtract
-    self-made rain, and guided samples of the photograph's own rain layer have their say too: see `utils.fast.own_rain`.
+    name: of the recipe. In the fast one the network has learnt to subtract self-made rain, and guided samples of the
+    photograph's own rain layer have their say too: see `utils.fast.own_rain`.
     """
     if name == "paper":
         return tensor_to_uint8(infer(model, rainy, recipe.tile_size, recipe.amp))
     return fast.derain(rainy, partial(learnt_rain, model, recipe=recipe))[0]
 
 
-def main(args):
-    device, data = cli.device(args.device), Path(args.data_path)
-    trained = Path("./result_all") / Path(os.path.abspath(data)).name
-    model_path = Path(args.model_path or trained / "model.pkl")
-    images = list_images(data / "input", "put the photographs there, or name their data set with --data_path")
-    model, name = load_model(model_path, device)
-    recipe = PAPER._replace(tile_size=args.tile_size, amp=args.amp)
-    settings = {"device": device.type, "tile_size": args.tile_size, "amp": args.amp}
-    results = Results("test_all.py", args.result_path or trained / "image", settings,
-                      {"input": data / "input", "network": model_path}, lambda path: (path, model_path),
-                      overwrite=args.overwrite)
-
+def derain_images(images, model, name, recipe, results, failed=0):
+    """Derain photographs, {stem: path}, by `derain_with`, here and in sdrl_all.py; return the exit code of `each_image`."""
     def work(path, progress):
         photograph = read_photograph(path)
         results.write(path, photograph_bytes(derain_with(model, photograph.image, name, recipe), photograph))
 
-    return each_image(images, work, [results])
+    return each_image(images, work, [results], failed)
+
+
+def main(args):
+    device, source = cli.device(args.device), Path(args.data_path) / "input"
+    trained = Path("./result_all") / Path(os.path.abspath(args.data_path)).name
+    model_path = Path(args.model_path or trained / "model.pkl")
+    images = list_images(source, "put the photographs there, or name their data set with --data_path")
+    model, name = load_model(model_path, device)
+    recipe = PAPER._replace(tile_size=args.tile_size, amp=args.amp)
+    settings = {"device": device.type, "tile_size": args.tile_size, "amp": args.amp}
+    results = Results("test_all.py", args.result_path or trained / "image", settings, {"input": source, "network": model_path},
+                      lambda path: (path, model_path), overwrite=args.overwrite)
+    return derain_images(images, model, name, recipe, results)
 
 
 if __name__ == "__main__":

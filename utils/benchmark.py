@@ -111,11 +111,9 @@ def measure(cases, args):
     times = {name: [seconds(function, case, args.repeats) for case in cases] for name, function in work.items()}
     if NSS in times:
         filled = [max(1, np.count_nonzero(case.mask > THRESHOLD)) for case in cases]
-        times["NSS, a filled pixel"] = [taken / number for taken, number in zip(times[NSS], filled)]
-    rows = []
-    for name, taken in times.items():
-        low, middle, high = map(scaled, np.percentile(taken, [25, 50, 75]))
-        rows.append([name, middle, f"{low} to {high}"])
+        times["NSS, a filled pixel"] = np.divide(times[NSS], filled)
+    rows = [[name, scaled(np.median(taken)), " to ".join(map(scaled, np.percentile(taken, [25, 75])))]
+            for name, taken in times.items()]
     print(markdown([["a photograph, one core", "median", "quartiles"], *rows]), end="\n\n", flush=True)
 
     if len(args.megapixels) < 2 or args.stage == "sdrl":  # whose memory grows as well

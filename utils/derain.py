@@ -19,10 +19,7 @@ from utils.results import PhotographResults
 
 
 def find_photographs(places, derained):
-    """Return the photographs among files and folders as {result: photograph}, without results of earlier runs.
-
-    derained: their `PhotographResults`. Raises ImageError for a folder without an image and for two results of one name.
-    """
+    """Return {result: photograph} of files and folders, but earlier results. Raises ImageError for two results of one name."""
     images, chosen = {}, {}
     for place in map(Path, places):
         if place.is_dir():
@@ -49,10 +46,9 @@ def main(args):
 
     def work(path, progress):
         photograph = read_photograph(path)
-        network = None
+        network = learner(args.backbone, device, recipe, progress.step) if args.learn else None
         if args.learn:
             progress.reset(recipe.steps)
-            network = learner(args.backbone, device, recipe, progress.step)
         image, layer = fast.derain(photograph.image, network, args.strength)
         if args.show_rain:
             rain.write(path, png_bytes(layer))
@@ -70,9 +66,8 @@ if __name__ == "__main__":
     parser.add_argument("--format", default="same", choices=["same", "png"],
                         help="same: as the photograph, JPEG with quality 95; png: without loss")
     parser.add_argument("--show_rain", action="store_true", help="write the rain that was found too, as <photograph>_rain.png")
-    parser.add_argument("--learn", action="store_true",
-                        help="let a network learn from each photograph as well, which takes far longer; "
-                             "what is done already needs --overwrite")
+    parser.add_argument("--learn", action="store_true", help="let a network learn from each photograph as well, which takes "
+                        "far longer; what is done already needs --overwrite")
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="the network of --learn")
     parser.add_argument("--device", default="auto", help="of --learn: cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     add_strength_flag(parser)

@@ -45,11 +45,10 @@ def named_folders(texts):
 def score_folders(folders, target_path, protocols, extras):
     """Score the images of several folders; print on stderr which are missing or cannot be scored.
 
-    folders: {method: folder}; under the name RAINY the rainy photographs, which say what results there should be, and of
-    which only those with a result are scored. target_path: the clean photographs; None leaves the `extras` that need none.
-    protocols: keys of PROTOCOLS. extras: {name: function of `extra_score`}. Returns ({method: {image: its scores}}, number of
-    images that there should be, exit code: 1 where an image is missing or failed). Raises ImageError for a folder that is
-    missing or holds no image.
+    folders: {method: folder}; under the name RAINY the rainy photographs, which say what results there should be; those with a
+    result are scored. target_path: the clean photographs; None for `extras` that need none. protocols: keys of PROTOCOLS.
+    extras: {name: function of `extra_score`}. Returns ({method: {image: its scores}}, number of images that there should be,
+    exit code: 1 where an image is missing or failed). Raises ImageError for a folder that is missing or holds no image.
     """
     images = {name: list_images(folder) for name, folder in folders.items()}
     targets = list_images(target_path, "name the clean photographs' folder with --target_path") if target_path else {}
@@ -88,11 +87,9 @@ def score_folders(folders, target_path, protocols, extras):
 
 def summarise(rows, total, dataset):
     """Return the mean scores of each folder and the published ones of the data set, a list of `Method`."""
-    methods = []
-    for name, scored in rows.items():
-        whole = len(scored) == total
-        images = str(total) if whole else f"{len(scored)} of {total}"
-        methods.append(Method(name, images, mean_scores(list(scored.values())), ranked=whole and name != RAINY))
+    whole = [name for name, scored in rows.items() if len(scored) == total]
+    methods = [Method(name, str(total) if name in whole else f"{len(scored)} of {total}", mean_scores(list(scored.values())),
+                      ranked=name in whole and name != RAINY) for name, scored in rows.items()]
     return methods + published(dataset, list(methods[0].scores), total)
 
 
@@ -107,12 +104,11 @@ def gains(rows):
 
 
 def main(args):
-    given = list(args.folders)
-    named = args.result_path or []
-    target = args.target_path or (given.pop() if given and len(named + given) > 1 and not args.no_target else None)
+    results = (args.result_path or []) + args.folders
+    target = args.target_path or (results.pop() if args.folders and len(results) > 1 and not args.no_target else None)
     place = Path("dataset", args.dataset or "Rain100L")
-    folders = named_folders(named + given or [str(place / "result")])
-    if not args.dataset and named + given:
+    folders = named_folders(results or [str(place / "result")])
+    if not args.dataset and results:
         place = Path(target or next(iter(folders.values()))).resolve().parent  # the stages write results beside the targets
     target = None if args.no_target else target or place / "target"
     protocols = {"all": tuple(PROTOCOLS), "both": ("rgb", "y")}.get(args.protocol, (args.protocol,)) if target else ()
@@ -167,8 +163,7 @@ if __name__ == "__main__":
     parser.add_argument("--target_path", help="clean photographs (default: target/ of the data set or beside the results)")
     parser.add_argument("--no_target", action="store_true", help="there are none: only --extra scores that need none")
     parser.add_argument("--input_path", help="rainy photographs, to show their scores and the gain as well")
-    parser.add_argument("--protocol", default="both", choices=[*PROTOCOLS, "both", "all"],
-                        help="what is compared; both: rgb and y")
+    parser.add_argument("--protocol", default="both", choices=[*PROTOCOLS, "both", "all"], help="how to compare; both: rgb, y")
     parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",
                         help=f"scores by the package pyiqa, lower is better, of {', '.join(EXTRA)}")
     parser.add_argument("--dataset", help="a folder under ./dataset/, of which the published figures are shown (default: that "

@@ -70,8 +70,7 @@ def stack(pictures, gap=GAP):
 def grid(rows, labels, width=WIDTH):
     """Lay out rows of images on white, (H, W, 3) uint8 BGR, with labels above the first row.
 
-    rows: lists of arrays (H, W, 3) or (H, W) of uint8; in each row, higher ones are shrunk to the height of the lowest.
-    labels: a text for each image of a row. width: the most pixels; rows are shrunk to it, and never enlarged.
+    rows: lists of (H, W, 3) or (H, W) uint8, each shrunk to its lowest image and to a width in pixels, and never enlarged.
     """
     lines = []
     for row in rows:
@@ -81,16 +80,15 @@ def grid(rows, labels, width=WIDTH):
         tiles = [resize(image, wide * scale, height * scale) for image, wide in zip(row, widths)]
         if not lines:
             tiles = [np.vstack([label_above(label, tile.shape[1]), tile]) for label, tile in zip(labels, tiles, strict=True)]
-        spaced = [np.pad(tile, ((0, 0), (GAP, 0), (0, 0)), constant_values=255) for tile in tiles]
-        lines.append(np.hstack(spaced)[:, GAP:])
+        lines.append(stack([tile.swapaxes(0, 1) for tile in tiles]).swapaxes(0, 1))  # beside each other
     return stack(lines)
 
 
 def load(figure, dataset, stem, results):
     """Read or compute what a key of FIGURES shows of one photograph: {label: (H, W, 3) or (H, W) uint8}.
 
-    results: {label: folder}. A comparison leaves out what there is not, unless it is the photograph or a result.
-    Raises ImageError where something is missing, with the command that makes it, or is of another size.
+    results: {label: folder}. A comparison leaves out what there is not, unless it is the photograph or a result. Raises
+    ImageError where something is missing, with the command that makes it, or is of another size.
     """
     images, rainy = {}, ()
     for label, what in FIGURES[figure].items():
@@ -124,9 +122,8 @@ def draw(figure, dataset, stems, results=None, width=WIDTH, detail=None):
 def compare(images, detail=None, width=WIDTH):
     """Draw a photograph in several versions, and below each the same window of it, enlarged: (H, W, 3) uint8 BGR.
 
-    images: {label: (H, W, 3) or (H, W) uint8} of one size, the rainy one first. detail: (left, top, width) of the window,
-    which has the photograph's proportions; None for a quarter of its width, where rainy and derained ones differ most.
-    Raises ImageError for a window that is not within the photograph.
+    images: {label: (H, W, 3) or (H, W) uint8}, the rainy one first. detail: (left, top, width) of the window; None for a
+    quarter of the width, where rainy and derained ones differ most. Raises ImageError for one that is not within.
     """
     rainy, *others = images.values()
     high, wide = rainy.shape[:2]
@@ -204,8 +201,7 @@ if __name__ == "__main__":
     parser.add_argument("--dataset_path", default="./dataset/Demo", help="a data set that all three stages have worked on")
     parser.add_argument("--save_path", default="./img", help="where the pictures go")
     parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two)")
-    parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES, "curve"],
-                        help="what to draw; readme: masks and before_after")
+    parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES, "curve"], help="readme: masks, before_after")
     parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
                         help="results to show; may be given several times (default: result/ of the data set)")
     parser.add_argument("--detail", nargs=3, type=cli.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),

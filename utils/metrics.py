@@ -50,8 +50,7 @@ INSTALL = "pip install pyiqa 'opencv-python-headless<5'"  # pyiqa asks for this 
 def psnr(image, target, protocol="rgb"):
     """Return the peak signal-to-noise ratio in dB, at a peak of 255; inf for images that are equal under the protocol.
 
-    image, target: (H, W, 3) uint8 BGR. protocol: a key of `PROTOCOLS`; "rgb" is that of the Rain2Avoid papers, "y" that of most
-    others. Raises ValueError for other shapes or types.
+    image, target: (H, W, 3) uint8 BGR, else ValueError. protocol: a key of `PROTOCOLS`; "rgb" is the Rain2Avoid papers'.
     """
     check_image(image)
     check_image(target)
@@ -61,10 +60,7 @@ def psnr(image, target, protocol="rgb"):
 
 
 def ssim(image, target, protocol="rgb"):
-    """Return the structural similarity of Wang et al. (IEEE TIP 2004), at most 1. Parameters and errors as of `psnr`.
-
-    Raises ImageError too, for a side that is smaller than the protocol's window.
-    """
+    """Return the SSIM of Wang et al. (IEEE TIP 2004), at most 1. As `psnr`, but with ImageError for a side below the window."""
     check_image(image)
     check_image(target)
     _, _, view, window, options = PROTOCOLS[protocol]

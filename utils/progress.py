@@ -16,12 +16,10 @@ from utils.image import ImageError, one_line, unread_images
 def each_image(images, work, results, failed=0, unread=True):
     """Call work(path, progress) for every photograph whose results are not done, go on after a failure, end with one line.
 
-    images: {name: path}. results: a list of `utils.results.Results`, or of what has their folder, prepare, done and claim.
-    failed: how many photographs failed before. unread: whether to name files beside the photographs that cannot be read. What
-    work returns, a short notice or None, is counted in the last line. Under torchrun the photographs are dealt out to the
-    processes.
-    Returns the exit code: 0, or 1 where a photograph failed. Raises ImageError for a folder that cannot take results, and
-    OSError where one no longer can.
+    images: {name: path}. results: a list of `PhotographResults`. failed: how many photographs failed before. unread: whether to
+    name files beside the photographs that cannot be read. What work returns, a short notice or None, is counted in the last
+    line. Under torchrun the photographs are dealt out to the processes. Returns the exit code: 0, or 1 where a photograph
+    failed. Raises ImageError for a folder that cannot take results, and OSError where one no longer can.
     """
     name, (rank, world) = Path(sys.argv[0]).name, ranks()
     if rank == 0:

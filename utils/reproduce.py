@@ -81,13 +81,11 @@ def main(args):
             raise ImageError(f"{command[0]}: ended with exit code {ended}, see above; the same command goes on from there")
         code = max(code, ended)
 
-    results = [path for pattern in ("sdr(fuse)*", "result_*") for path in sorted(data.glob(pattern), key=natural_order)]
-    folders = [f"{path.name.removeprefix('result_').replace('=', ' ')}={path}" for path in results
-               if list_images(path, optional=True)]
-    extra = ["--extra", *args.extra] if args.extra else []
+    runs = [path for pattern in ("sdr(fuse)*", "result_*") for path in sorted(data.glob(pattern), key=natural_order)]
+    folders = [f"{run.name.removeprefix('result_').replace('=', ' ')}={run}" for run in runs if list_images(run, optional=True)]
     print(f"\nscores, also in {data}/scores/scores.md and .csv:\n", flush=True)
     command = [sys.executable, "-m", "utils.evaluate", *folders, f"{data}/target", f"--input_path={data}/input",
-               f"--dataset={args.dataset}", f"--save={data}/scores/scores", *extra]
+               f"--dataset={args.dataset}", f"--save={data}/scores/scores", *(["--extra", *args.extra] if args.extra else [])]
     return max(code, subprocess.run(command).returncode)
 
 
@@ -98,11 +96,8 @@ if __name__ == "__main__":
                         help=f"learning stages, of {', '.join(METHODS)}; none: masks and references alone")
     parser.add_argument("--backbones", nargs="+", default=["Unet"], choices=list(BACKBONES), metavar="NAME",
                         help=f"networks to train, of {', '.join(BACKBONES)}")
-    parser.add_argument("--recipe", nargs="+", default=["paper"], choices=["paper", "fast"], metavar="NAME",
-                        help="paper, fast or both")
-    parser.add_argument("--limit", type=cli.number(int, 1), metavar="N",
-                        help="only the first N photographs, in the order of their names")
-    parser.add_argument("--extra", nargs="+", choices=list(EXTRA), metavar="NAME",
-                        help=f"scores by the package pyiqa, of {', '.join(EXTRA)}")
+    parser.add_argument("--recipe", nargs="+", default=["paper"], choices=["paper", "fast"], help="one or both")
+    parser.add_argument("--limit", type=cli.number(int, 1), metavar="N", help="only the first N photographs, by their names")
+    parser.add_argument("--extra", nargs="+", choices=EXTRA, metavar="NAME", help=f"scores by pyiqa, of {', '.join(EXTRA)}")
     parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="behind --: flags for the learning stages, as --steps=100")
     cli.start(main, parser)

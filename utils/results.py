@@ -34,26 +34,29 @@ def read_run(folder):
     return run if whole else {}
 
 
-def check_made_for(folder, images, recipe, hint):
-    """Raise ImageError where the masks, layers or references in a folder are of other photographs or of the other recipe.
+def check_made_for(folder, images, recipe, stage):
+    """Return a hint on how to make what is missing in a folder of masks, layers or references: the command of their stage.
 
-    images: the folder of the photographs. hint: what to run. A folder without run.json is the user's own, and is believed.
+    images: the folder of the photographs. Raises ImageError where what is there is of others, or of the other recipe.
     """
-    run = read_run(folder)
-    made_by = run.get("settings", {}).get("recipe", recipe)
+    flags = {"ldgp.py": f'--input_path="{images}" --save_path="{folder}" --recipe={recipe}',
+             "sdr.py": f'--recipe={recipe} --input_path="{images}" --ldgp_path="{images.parent / "ldgp"}" '
+                       f'--save_path="{folder}" --fuse_save_path="{images.parent / "sdr(fuse)"}"'}
+    run, hint = read_run(folder), f"run {stage} first: python {stage} {flags[stage]}"
+    made_by = run.get("settings", {}).get("recipe", recipe)  # without run.json it is the user's own, and is believed
     if made_by != recipe:
         raise ImageError(f"{folder}: made with --recipe={made_by}, where --recipe={recipe} needs its own; {hint}")
     source = run.get("made_from", {}).get("input")
     if isinstance(source, str) and os.path.realpath(Path(folder, source)) != os.path.realpath(images):
         raise ImageError(f"{folder}: made from the photographs in {Path(os.path.normpath(Path(folder, source)))}, "
                          f"not from those in {images}; name the folder of these, or {hint}")
+    return hint
 
 
 class PhotographResults:
     """Results of photographs, beside them or in a folder: done if not older than the photograph.
 
-    folder: None for that of each photograph. name: a result's, as a format of the photograph's path: "{0.stem}_rain.png".
-    overwrite: nothing counts as done. flag: that of the folder, for messages.
+    folder: None for that of each photograph. name: of a result, a format of the photograph's path: "{0.stem}_rain.png".
     """
 
     def __init__(self, folder, name, overwrite=False, flag="--save_path"):
@@ -109,8 +112,7 @@ class Results(PhotographResults):
             if os.path.realpath(part) == place:
                 raise ImageError(f"{self.folder}: results would get among the files of {part.name}/; "
                                  f"name another folder with {flag}")
-        learns = stage not in ("ldgp.py", "sdr.py")
-        libraries = ["numpy", "cv2", "PIL", "torch"] if learns else ["numpy", "cv2", "PIL"]  # those that decide on the bytes
+        libraries = ["numpy", "cv2", "PIL"] + ([] if stage in ("ldgp.py", "sdr.py") else ["torch"])  # that decide on the bytes
         run = {"stage": stage, "settings": settings,
                "versions": {name: sys.modules[name].__version__ for name in libraries},
                # as seen from there, so that a data set can be moved as a whole
@@ -124,22 +126,21 @@ class Results(PhotographResults):
         """
         super().prepare(images)
         with alone_in(self.folder):
-            made = [self.path(image) for image in images if self.path(image).exists()]
+            made = {self.path(image): image for image in images if self.path(image).exists()}
             run = read_run(self.folder)
             if self.replace:
                 for path in made:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             elif made and not run:
-                raise ImageError(f"{self.folder}: no {RUN} says what made {made[0].name} and what else is there; name another "
-                                 "folder for the results, or replace it with --overwrite")
+                raise ImageError(f"{self.folder}: no {RUN} says what made {next(iter(made)).name} and what else is there; "
+                                 "name another folder for the results, or replace it with --overwrite")
             elif run and run != self.run:
-                made = [path for path in self.folder.iterdir()
-                        if (path.suffix == self.suffix if self.suffix else path.is_dir() and not (path / RUN).exists())]
-                self.archive([path for path in made if not path.name.startswith(".")],
-                             f"of another run (differs in {difference(run, self.run)})")
+                others = [path for path in self.folder.iterdir() if not path.name.startswith(".")
+                          and (path.suffix == self.suffix if self.suffix else path.is_dir() and not (path / RUN).exists())]
+                self.archive(others, f"of another run (differs in {difference(run, self.run)})")
             else:
-                self.archive([self.path(image) for image in images if self.path(image).exists() and not self.done(image)],
-                             "older than what they were made from")
+                older = [path for path, image in made.items() if not self.done(image)]
+                self.archive(older, "older than what they were made from")
             if run != self.run:
                 write_bytes(self.folder / RUN, json.dumps(self.run, indent=1).encode())
 
@@ -147,13 +148,12 @@ class Results(PhotographResults):
         """Move results, with a copy of their run.json, to a new sub-folder of theirs, and print a line that says so."""
         if not paths:
             return
-        archive = next(path for path in (self.folder / f"earlier-{n}" for n in itertools.count(1)) if not path.exists())
-        archive.mkdir()
-        shutil.copyfile(self.folder / RUN, archive / RUN)
+        new = next(path for path in (self.folder / f"earlier-{n}" for n in itertools.count(1)) if not path.exists())
+        new.mkdir()
+        shutil.copyfile(self.folder / RUN, new / RUN)
         for path in paths:
-            path.rename(archive / path.name)
-        text = f"{self.run['stage']}: {self.folder}: {len(paths)} results {why} moved to {archive}"
-        tqdm.write(one_line(text), file=sys.stderr)
+            path.rename(new / path.name)
+        tqdm.write(one_line(f"{self.run['stage']}: {self.folder}: {len(paths)} results {why} moved to {new}"), file=sys.stderr)
 
     def claim(self, image):
         self.file = self.file or open(self.folder / RUN, "r+b")
@@ -161,10 +161,7 @@ class Results(PhotographResults):
 
 
 def lock(kind, file, *where):
-    """Lock a file, or bytes of it, until it is closed or this process ends: nothing is left behind.
-
-    Returns False where another process has them; True also where there are no locks.
-    """
+    """Lock a file, or bytes of it, until it is closed or this process ends; return False where another process has them."""
     if fcntl is None:
         return True
     try:
@@ -198,13 +195,3 @@ def beside(folder, name):
     """Return the path of a folder beside another one, which may be given as . or .."""
     return Path(os.path.normpath(Path(folder, ".."))) / name
 
-
-def how_to_make_masks(source, masks_path, recipe):
-    """Return what to run where masks or layers of photographs are missing or of another run."""
-    return f'run ldgp.py first: python ldgp.py --input_path="{source}" --save_path="{masks_path}" --recipe={recipe}'
-
-
-def how_to_make_references(data, references_path, recipe):
-    """Return what to run where references of a data set are missing or of another run."""
-    return (f'run sdr.py first: python sdr.py --recipe={recipe} --input_path="{data / "input"}" --ldgp_path="{data / "ldgp"}" '
-            f'--save_path="{references_path}" --fuse_save_path="{data / "sdr(fuse)"}"')

@@ -33,10 +33,9 @@ def cumulate(weight):
 
 
 def draw_references(sampler, sdr_num=50, seed=0, independent=False):
-    """Yield SDRs one by one, each (H, W, 3) uint8.
+    """Yield SDRs one by one, each (H, W, 3) uint8. Raises ValueError for a sdr_num below 1.
 
-    As published, all pixels share the numbers of np.random.seed(seed) and np.random.random_sample(sdr_num). With
-    `independent`, every pixel has numbers of its own. Raises ValueError for a sdr_num below 1.
+    As published, all pixels share np.random.seed(seed) and np.random.random_sample(sdr_num), but not if `independent`.
     """
     if sdr_num < 1:
         raise ValueError(f"sdr_num must be at least 1, not {sdr_num}")
@@ -56,10 +55,7 @@ def draw_references(sampler, sdr_num=50, seed=0, independent=False):
 
 
 def fuse(references):
-    """Return the fused reference (H, W, 3) uint8: the mean of SDRs, rounded to nearest, ties to even.
-
-    references: (N, H, W, 3) uint8, or any iterable of (H, W, 3) uint8, of which one at a time is held.
-    """
+    """Return the mean of an iterable of SDRs, (H, W, 3) uint8 each, held one at a time: rounded to nearest, ties to even."""
     references = iter(references)
     total, number = next(references).astype(np.uint32), 1
     for number, reference in enumerate(references, 2):
@@ -68,10 +64,7 @@ def fuse(references):
 
 
 def write_references(references, folder, scale=1):
-    """Write SDRs as <folder>/0.png, 1.png, ..., all or none, in the place of older ones. Returns their mean.
-
-    scale: as of `png_bytes`.
-    """
+    """Write SDRs as <folder>/0.png, 1.png, ..., all or none, replacing older ones; return their mean. scale: of `png_bytes`."""
     new, pending = folder.with_name(f".{folder.name}.part"), deque()
     shutil.rmtree(new, ignore_errors=True)  # a killed run's
     new.mkdir(parents=True)
@@ -94,7 +87,6 @@ def write_references(references, folder, scale=1):
         if folder.exists():
             shutil.rmtree(folder)
         new.rename(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)  # what a failure left
     return mean

@@ -28,10 +28,7 @@ class Method(NamedTuple):
 
 
 def published(dataset, keys, images):
-    """Return the published scores of a data set, those of `keys` alone, as a list of `Method`, often empty.
-
-    Figures of its first images, "1 to 40", are given where `images` is their number.
-    """
+    """Return the published scores `keys` of a data set, a list of `Method`; those of images "1 to 40" where `images` is 40."""
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["dataset"] == dataset
                 and (" to " not in row["images"] or row["images"] == f"1 to {images}")]
@@ -68,10 +65,7 @@ def best_two(methods):
 
 
 def overview(methods, shown, marks=PLAIN_MARKS):
-    """Lay out the table of the means: a row a method, and the source of published figures in a row above them.
-
-    methods: a list of `Method`. shown: some of `columns`. marks: how the best and second best look.
-    """
+    """Lay out the table of the means, in some of `columns`: a row a method, the source of published ones in a row above."""
     best, source = best_two(methods), MEASURED
     lines = [["method", "images", *(heading for heading, _ in shown)]]
     for number, method in enumerate(methods):
@@ -86,10 +80,7 @@ def overview(methods, shown, marks=PLAIN_MARKS):
 
 
 def image_table(results, keys, total):
-    """Lay out the table of the images: a row an image and one of the means, a column a method; "gain" gets a sign.
-
-    results: {method: {image: its scores}}. keys: one column's scores. total: how many images there should be.
-    """
+    """Lay out the scores `keys` of {method: {image: its scores}}: a row an image and one of the means; "gain" gets a sign."""
     images = dict.fromkeys(image for rows in results.values() for image in rows)
     same = all(len(rows) == len(images) for rows in results.values())
     part = "" if len(images) == total else f" of {total}"

@@ -12,7 +12,6 @@ from models import build
 from utils.image import check_size, read_image
 from utils.inference import mixed_precision, model_device
 
-
 DRAWING = threading.Lock()  # for networks that are made at once
 
 
@@ -63,10 +62,7 @@ def fit(model, pairs, optimizer, criterion, recipe, report=None):
 
 
 def learn_step(model, x, y, optimizer, criterion, precision, mean=None):
-    """Take an optimiser step on criterion(f(x), y), here and in sdrl_all.py; returns the loss.
-
-    precision: as from `mixed_precision`. mean: of the weights, as from `averaged`, which is kept up to date.
-    """
+    """Take an optimiser step on criterion(f(x), y); return the loss. precision, mean: of `mixed_precision` and `averaged`."""
     autocast, scaler = precision
     optimizer.zero_grad(set_to_none=True)
     with autocast():
