@@ -1,4 +1,5 @@
 """Bad input gets one line that names the file and says what is wrong and what to do. One bad image does not stop the others."""
+import io
 import re
 import shutil
 from unittest import mock
@@ -6,6 +7,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from ldgp import rain_mask
@@ -54,11 +56,12 @@ def test_one_bad_image_does_not_stop_the_others(copy, command):
     place = copy / PLACES[command][-1]
     shutil.rmtree(place)
     deep = np.random.default_rng(0).integers(0, 65536, (36, 44, 3), dtype=np.uint16)
+    tifffile.imwrite(planar := io.BytesIO(), deep.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
     whole = {extension: cv2.imencode(f".{extension}", photograph(36, 44, 2))[1].tobytes() for extension in ("png", "jpg")}
     bad = {"text.png": (b"no photograph", "not an image that can be read"), "empty.jpg": (b"", "not an image that can be read"),
            "cut.png": (whole["png"][:-400], "damaged or cut short"), "half.jpg": (whole["jpg"][:600], "damaged or cut short"),
            "deep.png": (cv2.imencode(".png", deep)[1].tobytes(), "more than 8 bits a channel; convert it to 8 bits first"),
-           "grey.tif": (cv2.imencode(".tif", deep[..., 0])[1].tobytes(), "more than 8 bits a channel")}
+           "planar.tif": (planar.getvalue(), "more than 8 bits a channel")}
     if command in (LDGP, ONLINE):
         bad["klein.png"] = png_bytes(photograph(31, 60, 1)), "60x31 pixels is too small: LDGP needs at least 32"
     for name, (data, _) in bad.items():

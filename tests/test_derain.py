@@ -1,14 +1,16 @@
 """python -m utils.derain, as someone uses it who has photographs and no data set."""
 import fcntl
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from utils.image import read_image, read_mask
 
-from conftest import complaint, inside, photograph, script, write_png
+from conftest import ROOT, complaint, inside, photograph, script, write_png
 
 EXIF = Image.Exif()
 EXIF.update({0x0112: 6, 0x010F: "Maker"})  # to be turned upright by a quarter
@@ -121,3 +123,10 @@ def test_what_cannot_be_derained_is_a_line_and_the_others_go_on(folder):
         done, last = derain(folder, *words, ok=False)
         assert complaint(done, expected) and not last
     assert script("-m", "utils.derain", "rue.png", cwd=folder).stdout.startswith("derain.py: 1 images, 0 failed, ")
+
+
+def test_without_stderr_or_letters_for_a_name_or_a_resolution_there_are_results(tmp_path):
+    picture(40, 60, 1).save(tmp_path / "雨1.tif", tiffinfo={tag: TiffImagePlugin.IFDRational(0, 0) for tag in (282, 283)})
+    subprocess.run(["bash", "-c", f"{sys.executable} -m utils.derain 雨1.tif 2>&-"], cwd=tmp_path, check=True,
+                   env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "cp1252"})
+    assert (tmp_path / "雨1_derained.tif").exists()

@@ -81,6 +81,9 @@ def keep_memory():
 
 def start(main, parser):
     """Parse, run `main(args)` and leave with its exit code; an error of files or folders becomes one line and exit code 1."""
+    for name in ("stdout", "stderr"):  # closed ones, and those that have no letters for the name of a file
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))
+        getattr(getattr(sys, name), "reconfigure", dict)(errors="backslashreplace")
     args = parser.parse_args()
     keep_memory()
     again = "; what is written is whole, and the same command goes on from there" if hasattr(args, "overwrite") else ""

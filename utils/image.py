@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content, and no other: among Pillow's 40 one starts Ghostscript
 UNREAD = {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".psd", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2",
           ".raf", ".pef", ".srw"}  # kinds that people have and that are not read
@@ -109,8 +109,9 @@ def open_image(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow warns of does no harm, or is raised as an error next
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            # Pillow cuts 16-bit colour down to 8 bits without a word; the raw mode of its decoder still tells.
-            if image.mode[0] in "IF" or any(re.search(r";16[BLN]", str(tile)) for tile in image.tile):
+            # Pillow cuts 16-bit colour down to 8 bits without a word; its decoder's raw mode or a TIFF's tag still tells.
+            deep = np.max(getattr(image, "tag_v2", {}).get(258, 8)) > 8
+            if deep or image.mode[0] in "IF" or any(re.search(r";16[BLN]", str(tile)) for tile in image.tile):
                 raise ImageError(f"{path}: more than 8 bits a channel; convert it to 8 bits first")
             image.load()
             with contextlib.suppress(Exception):  # a damaged EXIF block is no damage to the picture
@@ -133,6 +134,8 @@ def read_photograph(path):
     about = {name: picture.info[name] for name in ("exif", "icc_profile", "dpi") if picture.info.get(name)}
     if picture.mode == "CMYK":
         about.pop("icc_profile", None)  # it is not of red, green and blue
+    if not all(0 < float(dots) < 1e6 for dots in about.get("dpi", ())):  # such as 0/0, which could not be written
+        about.pop("dpi")
     image = cv2.cvtColor(np.asarray(picture.convert("RGB")), cv2.COLOR_RGB2BGR)
     kind = picture.format if picture.format in FORMATS else "JPEG"  # MPO, of some cameras
     return Photograph(image, picture.mode in ("L", "1", "LA"), alpha, kind, about)
