@@ -1,4 +1,4 @@
-"""Run the fast recipe on the demo set, score the results, and draw each photograph before and after.
+"""Run the fast recipe without learning on the demo set, score the results, and draw each photograph before and after.
 
     python -m utils.demo
 """
@@ -17,15 +17,14 @@ FOLDER = "./dataset/Demo/"
 STAGES = [
     ["ldgp.py", "--dataset=Demo", "--recipe=fast"],
     ["sdr.py", f"--input_path={FOLDER}input/", "--recipe=fast"],
-    ["sdrl.py", f"--rainy_data_path={FOLDER}", "--recipe=fast"],
+    ["sdrl_online.py", f"--rainy_data_path={FOLDER}", "--recipe=fast", "--steps=0"],
     ["-m", "utils.evaluate", f"{FOLDER}result/", f"{FOLDER}target/", f"--input_path={FOLDER}input/", "--protocol=rgb"],
 ]
 
 
 def main(args):
     began = time.perf_counter()
-    for stage in STAGES:
-        command = stage + ([f"--device={args.device}"] if "sdrl.py" in stage else [])
+    for command in STAGES:
         print(f"\n$ python {shlex.join(command)}", flush=True)
         code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
         if code:
@@ -38,6 +37,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--device", default="auto", help="of sdrl.py: cpu, cuda, ...; auto: a GPU if there is one")
-    cli.start(main, parser)
+    cli.start(main, cli.Parser(__doc__))

@@ -10,9 +10,7 @@ import os
 from pathlib import Path
 
 from ldgp import add_strength_flag, notice
-from models import BACKBONES
 from utils import cli, fast
-from utils.fast.own_rain import learner, recipe_for
 from utils.image import ImageError, image_files, photograph_bytes, png_bytes, read_photograph
 from utils.progress import each_image, warn_unreadable
 from utils.results import PhotographResults
@@ -40,7 +38,11 @@ def find_photographs(places, derained):
 
 
 def main(args):
-    device, recipe, png = cli.device(args.device), recipe_for(args.backbone), args.format == "png"
+    if args.learn:
+        from utils.fast.own_rain import learner, recipe_for  # and torch with it, which takes seconds to load
+
+        device, recipe = cli.device(args.device), recipe_for(args.backbone)
+    png = args.format == "png"
     derained = PhotographResults(args.save_path, "{0.stem}_derained" + (".png" if png else "{0.suffix}"), args.overwrite)
     rain = PhotographResults(args.save_path, "{0.stem}_rain.png", args.overwrite)
 
@@ -68,7 +70,8 @@ if __name__ == "__main__":
     parser.add_argument("--show_rain", action="store_true", help="write the rain that was found too, as <photograph>_rain.png")
     parser.add_argument("--learn", action="store_true", help="let a network learn from each photograph as well, which takes "
                         "far longer; what is done already needs --overwrite")
-    parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="the network of --learn")
+    parser.add_argument("--backbone", default="Unet", choices=["Unet", "ResNet", "DnCNN", "Restormer", "DRSFormer"],
+                        help="the network of --learn")
     parser.add_argument("--device", default="auto", help="of --learn: cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     add_strength_flag(parser)
     parser.add_argument("--overwrite", action="store_true", help="do again what is done")
