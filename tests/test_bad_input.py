@@ -19,7 +19,6 @@ from utils.image import png_bytes
 from conftest import (ALL, DATA, LDGP, ONLINE, PLACES, SDR, SDRL, SHORT, TEST, complaint, complaints, each_stage,
                       files, name_of, photograph, stage, write_png)
 
-LEARNING = (SDRL, ONLINE, ALL)
 RESULTS = {LDGP: ["save_path"], SDR: ["save_path", "fuse_save_path"], SDRL: ["result_path"], ONLINE: ["result_path"],
            ALL: ["result_path", "model_save_dir"], TEST: ["result_path"]}
 
@@ -215,7 +214,7 @@ def test_what_argparse_cannot_know(copy):
     for command in (SDRL, ONLINE):
         done = stage(command, "--recipe=fast --epoch=3", copy, ok=False)
         complaint(done, f"{name_of(command)}: --epoch is of --recipe=paper; --recipe=fast is told how long to learn by --steps")
-    for command in (*LEARNING, TEST):
+    for command in (SDRL, ONLINE, ALL, TEST):
         for device in ["warp", "cpu:x", "meta", "cuda:77"]:
             done = stage(command, f"{SHORT[command]} --device={device}", copy, ok=False)
             complaint(done, f"{name_of(command)}: --device {device} cannot be used here", "use --device cpu")

@@ -8,7 +8,7 @@ from utils.benchmark import BUSY
 from utils.image import list_images, read_image
 from utils.rain import DEMO, add_rain, draw_streaks
 
-from conftest import DATA, ROOT, complaint, inside, noise, script
+from conftest import DATA, ROOT, inside, noise, script
 
 
 @pytest.mark.parametrize("stage, shown", [("ldgp", "rain layer, with its scale and direction"), ("sdr", "NSS, 50 references"),
@@ -24,10 +24,6 @@ def test_a_stage_is_measured_and_so_is_its_growth(copy, stage, shown):  # in a p
         assert rows["megapixels (lac.png)"][:2] == ["0.01", "0.02"]
     assert done.stdout.count("| beside another busy process |") == (stage == "sdrl")
     assert "1 photographs of " in done.stdout and ("NSS, a filled pixel" in rows) == (stage == "sdr")
-
-
-def test_a_missing_data_set_is_one_line(tmp_path):
-    complaint(inside("utils.benchmark", "ldgp", "--data_path", tmp_path / "nowhere", ok=False), "data set with --data_path")
 
 
 def test_the_busy_process_ends_with_its_block_and_with_the_one_that_started_it():

@@ -41,16 +41,22 @@ def test_the_layer_of_the_data_set_is_as_good_as_when_it_was_chosen(reference):
         assert psnr(without(rainy, rain_layer(rainy)), clean) > least, stem
 
 
-def test_pictures_without_rain_have_none():
+def test_pictures_without_rain_have_none_and_made_lines_stay():
+    def layer_of(grey):
+        return rain_layer(np.dstack([np.uint8(grey)] * 3))
+
     for height, width in ((1, 1), (1, 300), (300, 1), (2, 3), (7, 5), (40, 33)):
         for grey in (0, 130, 255):
             picture = np.full((height, width, 3), grey, np.uint8)
             assert rain_direction(picture) == 0 and thin_scale(picture) == 1 and not rain_layer(picture).any()
         for picture in (noise(1, height, width), np.repeat(noise(2, height, width)[..., :1], 3, axis=2)):
             assert (rain_layer(picture) <= picture.mean(axis=2)).all()
-    slanted = np.where((np.arange(320) + np.arange(240)[:, None] // 6) % 23 < 3, 210, 90).astype(np.uint8)
-    slanted = np.dstack([slanted] * 3)
-    assert rain_layer(slanted).mean() > 5 > 0.5 > rain_layer(255 - slanted).mean()  # dark lines are next to no rain
+    places = np.arange(320) + np.arange(240)[:, None] // 6
+    slanted = np.where(np.isin(places, np.cumsum(np.random.default_rng(1).integers(5, 40, 20))), 210, 90).astype(np.uint8)
+    assert layer_of(slanted).mean() > 2 > 0.5 > layer_of(255 - slanted).mean()  # dark lines are next to no rain
+    shading = 30 * np.sin(places * 2 * np.pi / 9) * np.linspace(0.7, 1.3, 320)  # a corrugated sheet, and battens
+    for made in (120 + shading, np.where(places % 23 < 3, 210, 90)):  # more than 20 without `regularity`
+        assert np.sqrt(np.mean(np.square(layer_of(made), dtype=float))) < 6
 
 
 def test_a_higher_strength_takes_more_for_rain():

@@ -17,6 +17,8 @@ SPARSITY = 0.09  # sparsity weight against the total variation across, of thin r
 ALONG_WEIGHT = 1.6  # weight of the total variation along the streaks
 PENALTY = 20  # of ADMM
 GAIN = 1.15  # the solver, stopped early, makes rain too faint by this factor
+LAGS = range(5, 33)  # pixels across: distances at which lines may repeat
+NEIGHBOURHOOD = 91, 11  # pixels across, and 8 times as many along, that are compared with themselves
 SMOOTHING = 0.4, 2.5  # pixels across and along: sigma of the blur that removes the solver's staircases
 
 
@@ -38,14 +40,12 @@ def chroma_weight(upright):
 def sparsity_weight(image, direction, statistics, mean_weight):
     """Return the sparsity weight of rain in a photograph, for the first round of `solve_layer` (ours).
 
-    Where noise of the chroma makes w small, the data term is small, and so is this weight. In a grey photograph no chroma
-    tells rain from the background, and it doubles. Where bright lines are as strong in the image shrunk 4 times, rain is wide
-    and soft, and it halves. Where there are fewer of them than of dark ones at both sizes, it may not rain at all, and the
-    weight is far higher; as where `evidence_weight` says so.
+    Where noise of the chroma makes w small, the data term is small, and so is this weight. Where bright lines are as strong in
+    the image shrunk 4 times, rain is wide and soft, and it halves. Where there are fewer of them than of dark ones at both
+    sizes, it may not rain at all, and the weight is far higher; as where `evidence_weight` says so.
     image: (H, W, 3) uint8 BGR; direction: degrees; statistics: the image's `LineStatistics`; mean_weight: the mean of w.
     """
-    grey = (image.max(axis=2) == image.min(axis=2)).all()
-    colour = 2 if grey else (mean_weight / 0.83) ** 2
+    colour = (mean_weight / 0.83) ** 2
     white, black = statistics.amounts(direction)
     white_small, black_small = LineStatistics(shrink(image, 4)).amounts(direction)
     softness = np.clip((0.8 * white / white_small) ** 4, 0.5, 1)
@@ -124,6 +124,25 @@ def differences(plane, axis, adjoint=False):
     return result
 
 
+def regularity(brightness):
+    """Return how regularly upright lines repeat across, (h, w) float32: 0 if they do not, 1 and more if all do (ours).
+
+    The largest correlation of the surroundings with themselves shifted across by one of LAGS, less the smallest one at a
+    shorter lag, if that is positive. brightness: (h, w) float32, grey levels.
+    """
+    height, width = brightness.shape
+    low = cv2.resize(brightness, (width, max(1, height // 8)), interpolation=cv2.INTER_AREA)
+    low -= cv2.blur(low, (LAGS.stop, 1))
+    energy = cv2.blur(low * low, NEIGHBOURHOOD) + 0.5  # grey levels squared: noise is not regular
+    best, lowest = np.zeros_like(low), np.ones_like(low)
+    for lag in LAGS:
+        correlation = cv2.blur(low * np.roll(low, -lag, axis=1), NEIGHBOURHOOD)
+        correlation /= np.sqrt(energy * np.roll(energy, -lag, axis=1))
+        best = np.maximum(best, correlation - np.maximum(lowest, 0))
+        lowest = np.minimum(lowest, correlation)
+    return cv2.resize(best, (width, height))
+
+
 def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
     """Estimate the rain R, 0 <= R <= Y, of an image in which it is upright, by ADMM stopped early on
 
@@ -171,7 +190,7 @@ def estimate_layer(image, strength=1.0, direction=None):
     """Estimate the rain layer of a photograph whose rain is thin, (H, W) float32 in grey levels, not rounded.
 
     image: (H, W, 3) uint8 BGR. strength: the sparsity weight is divided by it: above 1 more is taken for rain, streaks as well
-    as texture. direction: degrees, by default those of `rain_direction`. Raises ValueError for a strength of 0 or less.
+    as texture; lines at a regular distance are left alone. direction: degrees, by default those of `rain_direction`. Raises ValueError for a strength of 0 or less.
     """
     if not strength > 0:
         raise ValueError(f"strength must be above 0, not {strength}")
@@ -187,6 +206,7 @@ def estimate_layer(image, strength=1.0, direction=None):
     sparsity = sparsity_weight(image, direction, statistics, cv2.mean(weight, valid)[0]) / strength
     layer = GAIN * 255 * solve_layer(brightness, weight, sparsity, valid)[:height, :width]
     layer = cv2.GaussianBlur(layer, (0, 0), SMOOTHING[0], sigmaY=SMOOTHING[1])
+    layer *= np.clip(1.5 - 2 * regularity(255 * brightness[:height, :width]), 0, 1)  # rain falls at random, made lines do not
     if direction:
         matrix, _ = rotation_matrix(*image.shape[:2], direction)
         layer = cv2.warpAffine(layer, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
