@@ -190,7 +190,8 @@ def estimate_layer(image, strength=1.0, direction=None):
     """Estimate the rain layer of a photograph whose rain is thin, (H, W) float32 in grey levels, not rounded.
 
     image: (H, W, 3) uint8 BGR. strength: the sparsity weight is divided by it: above 1 more is taken for rain, streaks as well
-    as texture; lines at a regular distance are left alone. direction: degrees, by default those of `rain_direction`. Raises ValueError for a strength of 0 or less.
+    as texture. Lines at a regular distance are left alone. direction: degrees, by default those of `rain_direction`.
+    Raises ValueError for a strength of 0 or less.
     """
     if not strength > 0:
         raise ValueError(f"strength must be above 0, not {strength}")
@@ -206,7 +207,9 @@ def estimate_layer(image, strength=1.0, direction=None):
     sparsity = sparsity_weight(image, direction, statistics, cv2.mean(weight, valid)[0]) / strength
     layer = GAIN * 255 * solve_layer(brightness, weight, sparsity, valid)[:height, :width]
     layer = cv2.GaussianBlur(layer, (0, 0), SMOOTHING[0], sigmaY=SMOOTHING[1])
-    layer *= np.clip(1.5 - 2 * regularity(255 * brightness[:height, :width]), 0, 1)  # rain falls at random, made lines do not
+    regular = regularity(255 * brightness[:height, :width])  # rain falls at random, made lines do not
+    regular = np.maximum(regular, 1.5 * np.median(regular[valid[:height, :width] > 0]))  # nor are they rain where one is broken
+    layer *= np.clip(1.5 - 2 * regular, 0, 1)
     if direction:
         matrix, _ = rotation_matrix(*image.shape[:2], direction)
         layer = cv2.warpAffine(layer, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
