@@ -18,30 +18,19 @@ from utils.image import check_image, shrink
 
 
 def derain(photograph, learner=None, strength=1.0, layer=None, scale=None):
-    """Derain a photograph by the fast recipe.
+    """Derain a photograph by the fast recipe. Raises ValueError for other arrays, and for a strength of 0 or less.
 
     Parameters
     ----------
     photograph : (H, W, 3) uint8, BGR
-    learner : callable, optional
-        A function of the shrunk photograph and its background, (h, w, 3) uint8 each, that returns the rain to subtract,
-        (h, w, 3) float32 in grey levels: `utils.fast.own_rain.learner()`. Without it nothing is learnt.
-    strength : float above 0
-        Above 1, more is taken for rain. Of no effect on a layer that is given.
-    layer : (H, W) uint8, optional
-        As from `rain_layer`.
-    scale : int, optional
-        As from `thin_scale`.
+    learner : function of the shrunk photograph and its background, (h, w, 3) uint8 each, that returns the rain to subtract,
+        (h, w, 3) float32 in grey levels: `utils.fast.own_rain.learner()`; without it nothing is learnt
+    strength : above 1, more is taken for rain; of no effect on a layer that is given
+    layer, scale : as from `rain_layer` and `thin_scale`, where they are known already
 
     Returns
     -------
-    derained : (H, W, 3) uint8, BGR
-    layer : (H, W) uint8, the rain layer before learning, in grey levels
-
-    Raises
-    ------
-    ValueError
-        For arrays of another shape or type, and a strength of 0 or less.
+    The derained photograph, (H, W, 3) uint8 BGR, and its rain layer before learning, (H, W) uint8 in grey levels.
     """
     check_image(photograph)
     scale = scale or thin_scale(photograph)
