@@ -44,7 +44,6 @@ def test_the_layer_of_the_data_set_is_as_good_as_when_it_was_chosen(reference):
 def test_pictures_without_rain_have_none_and_made_lines_stay():
     def layer_of(grey):
         return rain_layer(np.dstack([np.uint8(grey)] * 3))
-
     for height, width in ((1, 1), (1, 300), (300, 1), (2, 3), (7, 5), (40, 33)):
         for grey in (0, 130, 255):
             picture = np.full((height, width, 3), grey, np.uint8)

@@ -40,12 +40,14 @@ def chroma_weight(upright):
 def sparsity_weight(image, direction, statistics, mean_weight):
     """Return the sparsity weight of rain in a photograph, for the first round of `solve_layer` (ours).
 
-    Where noise of the chroma makes w small, the data term is small, and so is this weight. Where bright lines are as strong in
-    the image shrunk 4 times, rain is wide and soft, and it halves. Where there are fewer of them than of dark ones at both
-    sizes, it may not rain at all, and the weight is far higher; as where `evidence_weight` says so.
+    Where noise of the chroma makes w small, the data term is small, and so is this weight. In a grey photograph no chroma tells
+    rain from the background, and it doubles. Where bright lines are as strong in the image shrunk 4 times, rain is wide and
+    soft, and it halves. Where there are fewer of them than of dark ones at both sizes, it may not rain at all, and the weight
+    is far higher; as where `evidence_weight` says so.
     image: (H, W, 3) uint8 BGR; direction: degrees; statistics: the image's `LineStatistics`; mean_weight: the mean of w.
     """
-    colour = (mean_weight / 0.83) ** 2
+    grey = (image.max(axis=2) == image.min(axis=2)).all()
+    colour = 2 if grey else (mean_weight / 0.83) ** 2
     white, black = statistics.amounts(direction)
     white_small, black_small = LineStatistics(shrink(image, 4)).amounts(direction)
     softness = np.clip((0.8 * white / white_small) ** 4, 0.5, 1)
