@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from models import BACKBONES
 from utils import cli, fast
 from utils.fast import own_rain
-from utils.image import (ImageError, check_image, list_images, photograph_bytes, read_photograph, read_scale, tensor_to_uint8,
-                         uint8_to_tensor)
+from utils.image import ImageError, check_image, list_images, read_scale, tensor_to_uint8, uint8_to_tensor
 from utils.inference import infer, model_device
+from utils.photograph import photograph_bytes, read_photograph
 from utils.progress import each_image
 from utils.results import Results, check_made_for
 from utils.training import Recipe, crop_window, fit, fresh_model, read_reference
@@ -144,6 +144,7 @@ def main(args):
             model = fresh_model(args.backbone, device, recipe)
             derained = derain(model, photograph.image, references, recipe, progress.step)
         results.write(path, photograph_bytes(derained, photograph))
+        return photograph.notice()
 
     return each_image(images, work, [results])
 

@@ -14,7 +14,8 @@ from sdr import add_nss_flags, nss_options, sampler_for
 from sdrl import add_flags, learn_references, recipe_of
 from utils import cli, fast
 from utils.fast import own_rain
-from utils.image import check_size, list_images, photograph_bytes, read_mask, read_photograph, read_scale
+from utils.image import check_size, list_images, read_mask, read_scale
+from utils.photograph import photograph_bytes, read_photograph
 from utils.progress import each_image
 from utils.results import Results, check_made_for, read_run
 from utils.training import fresh_model
@@ -68,7 +69,7 @@ def main(args):
             references = fresh_references(sampler, torch.Generator(device).manual_seed(recipe.seed))
             derained = learn_references(model, rainy, islice(references, steps), recipe, progress.step)
         results.write(path, photograph_bytes(derained, photograph))
-        return notice(mask)
+        return photograph.notice(notice(mask))
 
     return each_image(images, work, [results])
 

@@ -11,8 +11,9 @@ from sdrl import PAPER
 from utils import cli, fast
 from utils.checkpoint import load_model
 from utils.fast.own_rain import learnt_rain
-from utils.image import list_images, photograph_bytes, read_photograph, tensor_to_uint8
+from utils.image import list_images, tensor_to_uint8
 from utils.inference import infer
+from utils.photograph import photograph_bytes, read_photograph
 from utils.progress import each_image
 from utils.results import Results
 
@@ -33,6 +34,7 @@ def derain_images(images, model, name, recipe, results, failed=0):
     def work(path, progress):
         photograph = read_photograph(path)
         results.write(path, photograph_bytes(derain_with(model, photograph.image, name, recipe), photograph))
+        return photograph.notice()
 
     return each_image(images, work, [results], failed)
 

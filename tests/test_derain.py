@@ -1,20 +1,22 @@
 """python -m utils.derain, as someone uses it who has photographs and no data set."""
 import fcntl
 import os
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin
 
 from utils.image import read_image, read_mask
 
-from conftest import ROOT, complaint, inside, photograph, script, write_png
+from conftest import ROOT, complaint, files, inside, photograph, script, write_png
 
 EXIF = Image.Exif()
-EXIF.update({0x0112: 6, 0x010F: "Maker"})  # to be turned upright by a quarter
-KEPT = {"exif": EXIF, "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), "dpi": (300, 300)}
+EXIF.update({0x0112: 6, 0x010F: "Maker", 0x8298: "me", 0x0131: "camera 1.0", 0x8769: {0x829A: 0.5}})  # to be turned upright
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+KEPT = {"exif": EXIF.tobytes(), "icc_profile": PROFILE, "dpi": (300, 300)}
 
 
 def picture(height, width, seed, mode="RGB"):
@@ -56,8 +58,7 @@ def test_a_folder_is_derained_beside_its_photographs_and_once(folder):
     assert not (folder / "photos/rue_derained.png").exists()
     assert derain(folder, "photos")[1].startswith("2 images, 0 failed, 1 done before, ")
     assert derain(folder, "photos", *(folder / "photos").glob("*.png"))[1].startswith("2 images, 0 failed, 2 done before")
-    later = (folder / "photos/rue_derained.png").stat().st_mtime + 1
-    os.utime(folder / "photos/rue.png", (later, later))
+    os.utime(folder / "photos/rue_derained.png", (1, 1))
     assert derain(folder, "photos")[1].startswith("2 images, 0 failed, 1 done before, ")
     os.utime(folder / "photos/rue.png", (1, 1))
     assert "done before" not in derain(folder, "photos", "--overwrite")[1]
@@ -75,9 +76,48 @@ def test_format_and_all_about_a_photograph_are_kept(tmp_path, name, mode):
         assert result.info.get("dpi") == source.info.get("dpi")
         turned = source.getexif().get(0x0112) == 6
         assert turned == (name != "e.bmp") and result.size == ((40, 60) if turned else (60, 40))
-        assert 0x0112 not in result.getexif() and (result.getexif().get(0x010F) == "Maker") == (turned and "tif" not in name)
+        exif = result.getexif()
+        assert 0x0112 not in exif and (exif.get(0x010F), exif.get(0x8298)) == (("Maker", "me") if turned else (None, None))
+        assert exif.get_ifd(0x8769).get(0x829A) == (0.5 if turned else None)
         if mode.endswith("A"):
             assert np.array_equal(result.getchannel("A"), ImageOps.exif_transpose(source).getchannel("A"))
+
+
+def test_a_thumbnail_with_rain_goes_and_lossless_stays_lossless_and_frames_that_are_lost_are_told(tmp_path):
+    thumbnail = b"\xff\xd8 a thumbnail \xff\xd9"
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 0x0112, 3, 1, 1, 26)
+    exif += struct.pack("<HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(thumbnail), 0) + thumbnail
+    picture(40, 60, 3).save(tmp_path / "a.jpg", exif=exif)
+    for name, options in (("b.webp", {"lossless": True}), ("c.webp", {}), ("d.webp", {"lossless": True, "exif": EXIF}),
+                          *((f"e{n}.{suffix}", {"save_all": True, "append_images": [picture(40, 60, 4)], "lossless": True})
+                            for n, suffix in enumerate(("webp", "png", "tif")))):
+        picture(40, 60, 3).save(tmp_path / name, **options)
+    assert Image.open(tmp_path / "a.jpg").getexif().get_ifd(ExifTags.IFD.IFD1)
+    assert derain(tmp_path, ".")[1].endswith("; 3 of 7 photographs: only the first of several frames read")
+    assert thumbnail not in (tmp_path / "a_derained.jpg").read_bytes()
+    assert ["VP8L" in str((tmp_path / f"{name}_derained.webp").read_bytes()) for name in ("b", "c", "d", "e0")] == [
+        True, False, True, True]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp"])
+def test_a_file_of_the_user_s_is_a_photograph_whatever_its_name_and_is_never_replaced(tmp_path, suffix):
+    names = [f"rue.{suffix}", "rue_rain.png", f"lac.{suffix}", f"lac_derained.{suffix}"]
+    for seed, name in enumerate(names):
+        picture(40, 36, seed).save(tmp_path / name)
+    mine = files(tmp_path)
+    for flags in ([], ["--overwrite"]):
+        done, last = derain(tmp_path, ".", "--show_rain", *flags, ok=False)
+        lines = [line for line in done.stderr.splitlines() if "failed" in line]
+        assert last.startswith("4 images, 2 failed, ") and len(lines) == 2 and mine.items() <= files(tmp_path).items()
+        assert all(f"{name}: does not say that it was made by this program" in "".join(lines) for name in names[1::2])
+    assert files(tmp_path).keys() - mine.keys() == {
+        "rue_rain_derained.png", "rue_rain_rain.png", f"lac_derained_derained.{suffix}", "lac_derained_rain.png"}
+    assert derain(tmp_path, names[0])[1].startswith("1 images, 0 failed, ")
+    once = (tmp_path / f"rue_derained.{suffix}").read_bytes()
+    assert derain(tmp_path, f"rue_derained.{suffix}", "--save_path=twice")[1].startswith("1 images, 0 failed, ")  # it is named
+    said, last = derain(tmp_path, names[0], f"rue_derained.{suffix}", "--overwrite")  # as by the shell for *.png
+    assert last.startswith("1 images, 0 failed, ") and "1 results named beside their photographs are not" in said.stderr
+    assert (tmp_path / f"rue_derained.{suffix}").read_bytes() == once
 
 
 def test_formats_and_rain_where_asked_for_and_names_that_look_like_results(folder):

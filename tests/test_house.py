@@ -8,13 +8,13 @@ from conftest import ROOT
 
 COMMANDS = {f"utils.{name}" for name in ("derain", "demo", "figures", "benchmark", "reproduce", "evaluate", "rain")}
 FLOORS = [
-    ["models", "utils", *(f"utils.{name}" for name in ("image", "results", "checkpoint", "inference", "metrics", "tables",
-                                                       "cli", "progress", "distributed"))],
+    ["models", "utils", *(f"utils.{name}" for name in ("image", "photograph", "results", "checkpoint", "inference", "metrics",
+                                                       "tables", "cli", "progress", "distributed"))],
     ["utils.sampling", "utils.training"], ["utils.fast"],
     ["ldgp", "sdr", "sdrl"], ["sdrl_online", "test_all"], ["sdrl_all"], COMMANDS]
 # What a module may import of its own floor.
 BESIDE = {
-    **{f"utils.{name}": {"utils.image", "models"} for name in ("results", "checkpoint", "inference", "metrics")},
+    **{f"utils.{name}": {"utils.image", "models"} for name in ("photograph", "results", "checkpoint", "inference", "metrics")},
     "utils.tables": {"utils.metrics", "utils.image"}, "utils.distributed": {"utils.image"},
     "utils.cli": {"utils.image", "utils.distributed"}, "utils.progress": {"utils.image", "utils.distributed", "utils.cli"}}
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -4,32 +4,51 @@
 
 Beside holiday.jpg it writes holiday_derained.jpg, in the same format, with its EXIF, colour profile and resolution. It does the
 same for every photograph in a folder, but not in folders within. What is newer than its photograph is done. What was written
-here before is not taken for a photograph.
+here before says so, and is not taken for a photograph. Nothing else is ever replaced.
 """
 import os
+import sys
 from pathlib import Path
 
 from ldgp import add_strength_flag, notice
 from utils import cli, fast
-from utils.image import ImageError, image_files, photograph_bytes, png_bytes, read_photograph
+from utils.image import ImageError, image_files
+from utils.photograph import check_made_here, layer_bytes, mark_of, photograph_bytes, read_photograph
 from utils.progress import each_image, warn_unreadable
 from utils.results import PhotographResults
 
 
+class MarkedResults(PhotographResults):
+    """Results that say by their mark that they were made here; what does not is not done."""
+
+    def done(self, image):
+        return super().done(image) and mark_of(self.path(image)) is not None
+
+
+def without_results(paths):
+    """Return photographs but those that were made here from another one among them."""
+    stems = {(path.parent, path.stem) for path in paths}
+    sources = {path: path.stem.removesuffix("_rain").removesuffix("_derained") for path in paths}
+    results = {path for path, stem in sources.items() if stem != path.stem and (path.parent, stem) in stems and mark_of(path)}
+    return [path for path in paths if path not in results]
+
+
 def find_photographs(places, derained):
-    """Return {result: photograph} of files and folders, but earlier results. Raises ImageError for two results of one name."""
-    images, chosen = {}, {}
-    for place in map(Path, places):
-        if place.is_dir():
-            warn_unreadable(place)
-        paths = image_files(place, "name another one") if place.is_dir() else [place]  # reading it will say what is missing
-        images |= {os.path.abspath(path): path for path in paths}  # so that one that is named twice is done once
-    stems = {(path.parent, path.stem) for path in images.values()}
+    """Return {result: photograph} of files and folders, but earlier results. Raises ImageError for two results of one name.
+
+    A file that is named is an earlier result if its photograph is named too, as by the shell for *.jpg.
+    """
+    places, images, chosen = list(map(Path, places)), {}, {}
+    for place in filter(Path.is_dir, places):
+        warn_unreadable(place)
+        images |= {os.path.abspath(path): path for path in without_results(image_files(place, "name another one"))}
+    named = [place for place in places if not place.is_dir()]  # reading them will say what is missing
+    photographs = without_results(named)
+    if len(photographs) < len(set(named)):
+        print(f"{Path(sys.argv[0]).name}: {len(set(named)) - len(photographs)} results named beside their photographs are not "
+              "derained again; name them alone for that", file=sys.stderr)
+    images |= {os.path.abspath(path): path for path in photographs}  # one that is named twice is done once
     for path in images.values():
-        stem, _, ending = path.stem.rpartition("_")
-        ours = ending == "derained" or ending == "rain" and path.suffix == ".png"
-        if ours and (path.parent, stem) in stems:  # an earlier result
-            continue
         result = derained.path(path)
         if result in chosen:
             raise ImageError(f"{path}: its result would replace that of {chosen[result]}; rename one of them, or do them apart")
@@ -43,21 +62,23 @@ def main(args):
 
         device, recipe = cli.device(args.device), recipe_for(args.backbone)
     png = args.format == "png"
-    derained = PhotographResults(args.save_path, "{0.stem}_derained" + (".png" if png else "{0.suffix}"), args.overwrite)
-    rain = PhotographResults(args.save_path, "{0.stem}_rain.png", args.overwrite)
+    derained = MarkedResults(args.save_path, "{0.stem}_derained" + (".png" if png else "{0.suffix}"), args.overwrite)
+    rain = MarkedResults(args.save_path, "{0.stem}_rain.png", args.overwrite)
+    results = [derained, rain] if args.show_rain else [derained]
 
     def work(path, progress):
+        for result in results:
+            check_made_here(result.path(path))
         photograph = read_photograph(path)
         network = learner(args.backbone, device, recipe, progress.step) if args.learn else None
         if args.learn:
             progress.reset(recipe.steps)
         image, layer = fast.derain(photograph.image, network, args.strength)
         if args.show_rain:
-            rain.write(path, png_bytes(layer))
+            rain.write(path, layer_bytes(layer))
         derained.write(path, photograph_bytes(image, photograph, "PNG" if png else photograph.format))
-        return notice(layer)
+        return photograph.notice(notice(layer))
 
-    results = [derained, rain] if args.show_rain else [derained]
     return each_image(find_photographs(args.photographs, derained), work, results, unread=False)
 
 

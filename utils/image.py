@@ -11,7 +11,6 @@ import unicodedata
 import warnings
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -89,16 +88,6 @@ def matching_file(files, image_path, folder, hint):
     return files[Path(image_path).stem]
 
 
-class Photograph(NamedTuple):
-    """An image file, upright, with what its results keep."""
-
-    image: np.ndarray  # (H, W, 3) uint8 BGR; grey is three equal channels
-    grey: bool  # whether the file has no colours
-    alpha: Image.Image | None  # its transparency
-    format: str  # one of FORMATS
-    about: dict  # what its results keep: EXIF, colour profile, dpi
-
-
 def open_image(path):
     """Decode a file to a PIL image, upright. Raises ImageError as `read_image` does."""
     try:
@@ -127,27 +116,13 @@ def open_image(path):
         raise ImageError(f"{path}: damaged or cut short ({error or type(error).__name__}); replace it") from None
 
 
-def read_photograph(path):
-    """Read an image file and what its results keep, as a `Photograph`. Raises ImageError as `read_image` does."""
-    picture = open_image(path)
-    alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
-    about = {name: picture.info[name] for name in ("exif", "icc_profile", "dpi") if picture.info.get(name)}
-    if picture.mode == "CMYK":
-        about.pop("icc_profile", None)  # it is not of red, green and blue
-    if not all(0 < float(dots) < 1e6 for dots in about.get("dpi", ())):  # such as 0/0, which could not be written
-        about.pop("dpi")
-    image = cv2.cvtColor(np.asarray(picture.convert("RGB")), cv2.COLOR_RGB2BGR)
-    kind = picture.format if picture.format in FORMATS else "JPEG"  # MPO, of some cameras
-    return Photograph(image, picture.mode in ("L", "1", "LA"), alpha, kind, about)
-
-
 def read_image(path):
     """Read an image file, upright, as (H, W, 3) uint8 BGR. Grey becomes three equal channels; alpha is left out.
 
     Raises ImageError for a file that is missing, no image, cut short, of more than 8 bits a channel, or of more pixels than
     Pillow takes for safe.
     """
-    return read_photograph(path).image
+    return cv2.cvtColor(np.asarray(open_image(path).convert("RGB")), cv2.COLOR_RGB2BGR)
 
 
 def read_mask(path):
@@ -185,22 +160,6 @@ def read_scale(path):
     """Return the scale that is written in a layer or reference; 1 where none is."""
     text = open_image(path).info.get("scale", "")
     return int(text) if re.fullmatch("[1-9][0-9]{0,4}", str(text)) else 1
-
-
-SAVE = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}}  # options of Pillow
-
-
-def photograph_bytes(derained, original, format="PNG"):
-    """Encode a derained image as a file, with the alpha, EXIF, colour profile and dpi of its `Photograph`.
-
-    derained: (H, W, 3) uint8 BGR. From a grey photograph the file is grey.
-    """
-    code = cv2.COLOR_BGR2GRAY if original.grey else cv2.COLOR_BGR2RGB
-    picture, buffer = Image.fromarray(cv2.cvtColor(derained, code)), io.BytesIO()
-    if original.alpha:
-        picture.putalpha(original.alpha)
-    picture.save(buffer, format, **original.about, **SAVE.get(format, {}))
-    return buffer.getvalue()
 
 
 def write_bytes(path, data):
