@@ -159,6 +159,28 @@ def test_one_folder_is_scored_image_by_image_beside_the_rainy_input(folders, tmp
                              "--target_path\n")
 
 
+def test_results_of_utils_derain_are_scored_beside_their_photographs_and_apart(tmp_path):
+    for name in ("1", "901_3", "x_derained"):
+        write_png(tmp_path / f"rainy/{name}.png", noise(1))
+        write_png(tmp_path / f"target/{name.removesuffix('_3')}.png", noise(2))
+    inside("utils.derain", "rainy", "--save_path=out", "--show_rain", cwd=tmp_path)
+    inside("utils.derain", "rainy", "--show_rain", cwd=tmp_path)
+    said = []
+    for folder in ("out", "rainy"):
+        said.append(inside("utils.evaluate", folder, "target", cwd=tmp_path))
+        said.append(inside("utils.evaluate", folder, "target", "--input_path=rainy", cwd=tmp_path))
+    for done in said:
+        assert done.stdout.count("| mean of 3 ") == 2 and "_rain" not in done.stdout
+        assert all(len(cells(done.stdout, f"{stem} ")) > 1 for stem in ("1", "901_3", "x_derained"))
+    rows = [[line for line in done.stdout.splitlines() if "0" in line] for done in said]
+    assert rows[0] == rows[2] and rows[1] == rows[3]
+    write_png(tmp_path / "rainy/x.png", noise(3))
+    write_png(tmp_path / "target/x.png", noise(4))
+    inside("utils.derain", "rainy/x.png", "--save_path=out", cwd=tmp_path)
+    done = inside("utils.evaluate", "out", "target", "--input_path=rainy", cwd=tmp_path)
+    assert [done.stdout.count(f"| {row} ") for row in ("mean of 4", "x ", "x_derained", "x_derained_derained")] == [2, 2, 2, 0]
+
+
 def test_several_methods_are_compared_with_each_other_and_with_what_is_published(folders):
     done = evaluate(folders, *both(folders), "--save", folders / "scores/all.md")
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -3,8 +3,9 @@
     python -m utils.evaluate ./dataset/Demo/result/ ./dataset/Demo/target/ --input_path="./dataset/Demo/input/"
 
 The last folder holds the clean photographs. Several folders before it, each FOLDER or NAME=FOLDER, are compared in one table,
-with the published figures of the data set below. The target of 901_3 is 901_3 or 901, and that of rain-001 is norain-001. rgb
-is the protocol of the Rain2Avoid papers, y that of most others.
+with the published figures of the data set below. The target of 901_3 is 901_3 or 901, and that of rain-001 is norain-001. Of
+what utils.derain wrote, 1_derained is the result of 1, and its rain layers are left out. rgb is the protocol of the Rain2Avoid
+papers, y that of most others.
 """
 import math
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import cli
-from utils.image import ImageError, check_size, list_images, matching_file, one_line, read_image, write_bytes
+from utils.image import ImageError, check_size, list_images, matching_file, natural_order, one_line, read_image, write_bytes
 from utils.metrics import EXTRA, PROTOCOLS, extra_score, mean_scores, scores
+from utils.photograph import DERAINED, LAYER, mark_of
 from utils.tables import LATEX_MARKS, MEASURED, Method, columns, csv_text, image_table, latex, markdown, overview, published
 
 RAINY = "rainy input"  # its row
@@ -25,6 +27,24 @@ def target_stem(targets, stem):
     """Return the stem of an image's clean photograph among `targets`: of 901_3 901_3 or 901, of rain-001 norain-001."""
     names = stem, stem.rpartition("_")[0], f"no{stem}", stem.removeprefix("no")
     return next((name for name in names if name in targets), stem)
+
+
+def scored_images(folder, known=None):
+    """Return the images of a folder, {stem: path}, without rain layers; x_derained is x, unless it is among the `known` stems.
+
+    Where utils.derain wrote x_derained beside x, the photograph x is left out. known: stems of the clean and rainy
+    photographs; None for a folder of rainy photographs, in which x stays and x_derained is left out.
+    """
+    files = list_images(folder)
+    marks = {stem: mark_of(path) for stem, path in files.items()}
+    beside = {stem for stem in files if marks[stem] == DERAINED and marks.get(stem.removesuffix("_derained"), DERAINED) is None}
+    if known is None:
+        return {stem: path for stem, path in files.items() if marks[stem] != LAYER and stem not in beside}
+    images, left_out = {}, {stem.removesuffix("_derained") for stem in beside}
+    for stem in sorted((stem for stem in files if marks[stem] != LAYER and stem not in left_out), key=len):
+        source, of_another = stem.removesuffix("_derained"), f"{stem}_derained" in files
+        images[stem if source in images or stem in known and not of_another else source] = files[stem]
+    return dict(sorted(images.items(), key=lambda item: natural_order(item[0])))
 
 
 def named_folders(texts):
@@ -50,16 +70,18 @@ def score_folders(folders, target_path, protocols, extras):
     extras: {name: function of `extra_score`}. Returns ({method: {image: its scores}}, number of images that there should be,
     exit code: 1 where an image is missing or failed). Raises ImageError for a folder that is missing or holds no image.
     """
-    images = {name: list_images(folder) for name, folder in folders.items()}
     targets = list_images(target_path, "name the clean photographs' folder with --target_path") if target_path else {}
+    rainy = scored_images(folders[RAINY]) if RAINY in folders else {}
+    known = targets.keys() | rainy.keys()
+    images = {name: rainy if name == RAINY else scored_images(folder, known) for name, folder in folders.items()}
     derained = dict.fromkeys(stem for name, files in images.items() for stem in files if name != RAINY)
     covered = {target_stem(targets, stem) for stem in derained}
-    expected = list(images.get(RAINY) or [*derained, *(stem for stem in targets if stem not in covered)])
+    expected = list(rainy or [*derained, *(stem for stem in targets if stem not in covered)])
 
-    def score(path):
+    def score(stem, path):
         image, clean = read_image(path), None
         if target_path:
-            named = path.with_stem(target_stem(targets, path.stem))
+            named = path.with_stem(target_stem(targets, stem))
             clean_path = matching_file(targets, named, target_path, "without its target it has no score")
             clean = read_image(clean_path)
             check_size(image, path, clean, clean_path)
@@ -72,7 +94,7 @@ def score_folders(folders, target_path, protocols, extras):
     jobs = [(name, stem, path) for name, files in images.items() for stem, path in files.items() if stem in derained]
     for name, stem, path in tqdm(jobs, unit="image", disable=None):
         try:
-            rows[name][stem] = score(path)
+            rows[name][stem] = score(stem, path)
         except ImageError as error:
             failures.append(str(error))
     for name, files in images.items():
