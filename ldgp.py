@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from utils import cli, fast
-from utils.image import ImageError, check_image, list_images, png_bytes, read_image
+from utils.image import ImageError, check_image, data_set, list_images, png_bytes, read_image
 from utils.progress import each_image
 from utils.results import Results, beside
 
@@ -147,7 +147,7 @@ def add_strength_flag(parser):
 
 
 def main(args):
-    source = Path(args.input_path or f"./dataset/{args.dataset}/input")
+    source = Path(args.input_path or data_set(args.dataset) / "input")
     target = Path(args.save_path or beside(source, "ldgp"))
     names = ["strength"] if args.recipe == "fast" else ["patch_size", "kernel_size", "true_cells"]
     settings = {"recipe": args.recipe, **{name: getattr(args, name) for name in names}}
@@ -164,7 +164,7 @@ def main(args):
 
 if __name__ == "__main__":
     parser = cli.Parser(__doc__)
-    parser.add_argument("--dataset", default="Rain100L", help="a folder under ./dataset/, with its photographs in input/")
+    parser.add_argument("--dataset", default="Rain100L", help="a folder of ./dataset/, or its path; photographs in input/")
     parser.add_argument("--input_path", help="photographs, instead of ./dataset/<dataset>/input/")
     parser.add_argument("--save_path", help="where the masks go (default: ldgp/ beside the photographs' folder)")
     parser.add_argument("--recipe", default="paper", choices=["paper", "fast"],

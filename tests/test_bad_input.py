@@ -56,11 +56,12 @@ def test_one_bad_image_does_not_stop_the_others(copy, command):
     shutil.rmtree(place)
     deep = np.random.default_rng(0).integers(0, 65536, (36, 44, 3), dtype=np.uint16)
     tifffile.imwrite(planar := io.BytesIO(), deep.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(floats := io.BytesIO(), deep.astype(np.float32), photometric="rgb")
     whole = {extension: cv2.imencode(f".{extension}", photograph(36, 44, 2))[1].tobytes() for extension in ("png", "jpg")}
     bad = {"text.png": (b"no photograph", "not an image that can be read"), "empty.jpg": (b"", "not an image that can be read"),
            "cut.png": (whole["png"][:-400], "damaged or cut short"), "half.jpg": (whole["jpg"][:600], "damaged or cut short"),
            "deep.png": (cv2.imencode(".png", deep)[1].tobytes(), "more than 8 bits a channel; convert it to 8 bits first"),
-           "planar.tif": (planar.getvalue(), "more than 8 bits a channel")}
+           "planar.tif": (planar.getvalue(), "more than 8 bits a channel"), "floats.tif": (floats.getvalue(), "not a kind of TIFF")}
     if command in (LDGP, ONLINE):
         bad["klein.png"] = png_bytes(photograph(31, 60, 1)), "60x31 pixels is too small: LDGP needs at least 32"
     for name, (data, _) in bad.items():
@@ -227,8 +228,9 @@ PATHS = ["", "-", "new\nline", "n" * 300, "/dev/null", "/dev/full/x", "\udcff", 
 
 @pytest.mark.long
 @each_stage
-def test_every_flag_with_every_nasty_value(copy, command):
+def test_every_flag_with_every_nasty_value(copy, monkeypatch, command):
     (copy / "loop").symlink_to("loop")
+    monkeypatch.setenv("HOME", str(copy / "home"))
     paths = re.findall(r"^  --(\w+(?:_path|_dir))", stage(command, "--help", copy).stdout, re.MULTILINE)
     lasting = {"epoch", "steps", "workers"}  # large ones are honest requests for work
     cases = [(flag, value) for flag in NUMBERS[command].keys() - lasting for value in NASTY]

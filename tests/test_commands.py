@@ -35,6 +35,12 @@ def test_the_busy_process_ends_with_its_block_and_with_the_one_that_started_it()
            ok=False)  # comes back when all who hold its stdout have ended
 
 
+@pytest.mark.parametrize("name", ["derain", "demo", "evaluate", "figures", "reproduce", "benchmark", "rain"])
+def test_a_command_started_as_a_file_says_how_to_call_it(name):
+    done = script(f"utils/{name}.py", "--help", ok=False)
+    assert done.stderr == f"{name}.py: it is a part of a package; in the folder above, run: python -m utils.{name}\n"
+
+
 def test_the_demo_set_made_again_is_the_one_committed(tmp_path):
     inside("utils.rain", "--save_path", tmp_path)
     for folder in ("input", "target"):

@@ -251,7 +251,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
     torch.save(model, path, _use_new_zipfile_serialization=False)
     bad, whole = [path.read_bytes(), packed.getvalue(), b"text", pickle.dumps({"model": 1})], data.getvalue()
     bad += [whole[:length] for length in range(0, len(whole) - 1, 1 + len(whole) // 40)]
-    for content in ([1, 2], {"weights": {}}, {"model": None}, {"model": [1]}, {"model": torch.zeros(3)}):
+    for content in ([1, 2], {"model": None}, {"model": [1]}, {"model": torch.zeros(3)}):
         torch.save(content, path)
         bad.append(path.read_bytes())
     for content in bad:
@@ -276,6 +276,19 @@ def test_weights_that_do_not_fit():
             checkpoint.load_weights(build("DnCNN"), weights, "x.pkl")
         assert len(str(raised.value).splitlines()) == 1
     checkpoint.load_weights(build("DnCNN"), good, "x.pkl")
+
+
+def test_checkpoints_of_a_dataparallel_without_an_entry_model_and_of_another_project(tmp_path):
+    path, weights = tmp_path / "x.pkl", build("Unet").state_dict()
+    parallel = {f"module.{name}": tensor for name, tensor in weights.items()}
+    for content in ({"model": parallel}, parallel, weights):
+        torch.save(content, path)
+        loaded = checkpoint.load_model(path, "cpu")[0].state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+    for content in ({"params": weights}, {"model": build("DnCNN").state_dict()}, {"weights": {}}):
+        torch.save(content, path)
+        with pytest.raises(ImageError, match="not of this backbone .* name a checkpoint that sdrl_all.py wrote$"):
+            checkpoint.load_model(path, "cpu")
 
 
 def test_test_all_on_checkpoints_of_others(copy):

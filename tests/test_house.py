@@ -9,7 +9,7 @@ from conftest import ROOT
 COMMANDS = {f"utils.{name}" for name in ("derain", "demo", "figures", "benchmark", "reproduce", "evaluate", "rain")}
 FLOORS = [
     ["models", "utils", *(f"utils.{name}" for name in ("image", "photograph", "results", "checkpoint", "inference", "metrics",
-                                                       "tables", "cli", "progress", "distributed"))],
+                                                       "tables", "cli", "progress", "distributed", "utils"))],
     ["utils.sampling", "utils.training"], ["utils.fast"],
     ["ldgp", "sdr", "sdrl"], ["sdrl_online", "test_all"], ["sdrl_all"], COMMANDS]
 # What a module may import of its own floor.

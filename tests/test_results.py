@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.image import read_image, write_bytes
+from utils.image import expand_home, read_image, write_bytes
 from utils.results import Results, alone_in
 
 from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PATIENCE, PLACES, ROOT, SDR, SDRL, SHORT, STAGES, TEST, complaint,
@@ -125,6 +125,19 @@ def test_what_is_older_than_its_sources_is_moved(folder, command, source):
     other = {name for name in now if "lac" in name and now[name] != expected[name]}
     assert other == ({f"{DATA}/result/lac.png"} if command == ALL else set())
     assert (folder / PLACES[command][-1] / "earlier-1/rue.png").read_bytes() == expected[f"{PLACES[command][-1]}/rue.png"]
+
+
+def test_photographs_from_the_future_are_done_once_and_a_path_names_a_data_set_and_home(copy, monkeypatch):
+    later, q = time.time() + 9e6, copy / "home/q"
+    os.utime(copy / DATA / "input/rue.png", (later, later))
+    monkeypatch.setenv("HOME", str(copy / "home"))
+    for name in (f"./{DATA}", "Rain100L", copy / DATA, f"../{copy.name}/{DATA}/"):
+        for flags in ("", "'--save_path=~/q'"):
+            assert complaints(stage(f"python ldgp.py --dataset={name}", flags, copy)) == []
+    assert not earlier(copy / DATA / "ldgp") and set(files(q)) == {"rue.png", "lac.png"} and not (copy / "~").exists()
+    assert "2 done before" in stage("python ldgp.py", "'--save_path=~/q'", copy).stdout
+    assert expand_home(["a=~/b", "~", "a~", "./~", "a/b=~", 1, None]) == [
+        f"a={copy}/home/b", f"{copy}/home", "a~", "./~", "a/b=~", 1, None]
 
 
 def test_masks_of_the_user_s_own(copy):

@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 import torch
 
+from utils import cli, fast
 from ldgp import rain_mask
 from sdr import Sampler
 from sdrl import PAPER, derain
-from utils import cli, fast
 from utils.fast.direction import rain_direction
 from utils.fast.guided import GuidedSampler
 from utils.fast.own_rain import FAST, learner

@@ -39,7 +39,8 @@ def load(path, device="cpu"):
             if unpacked_size(data) > len(data):
                 raise ValueError("compressed")
             content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        content = content if not isinstance(content, dict) or "model" in content else {"model": content}  # weights alone
+        if not isinstance(content, dict) or not isinstance(content["model"], dict):
             raise ValueError("without an entry 'model'")
     except Exception as error:  # torch raises many kinds for what is no checkpoint; all mean the same to the user
         raise ImageError(f"{path}: damaged, or not a checkpoint of tensors and plain values, the only kind that is opened "
@@ -55,9 +56,17 @@ def unpacked_size(data):
 
 
 def load_weights(model, weights, path):
-    """Load the weights of a checkpoint into a network. Raises ImageError where they are another network's or not finite."""
+    """Load the weights of a checkpoint into a network. Raises ImageError where they are another network's or not finite.
+
+    The names may begin with "module.", as those of a DataParallel do.
+    """
+    state, kind = model.state_dict(), type(model).__name__
+    weights = {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
+    other = [*(weights.keys() - state.keys()), *(state.keys() - weights.keys())]
+    if other:
+        raise ImageError(f"{path}: its weights cannot be used in a {kind}: they are not of this backbone ({len(other)} names "
+                         f"differ, as {min(other)[:50]}); name a checkpoint that sdrl_all.py wrote")
     try:
-        state = model.state_dict()
         for name, tensor in weights.items():
             if name in state and tensor.is_floating_point() != state[name].is_floating_point():
                 raise TypeError("whole numbers in place of fractions, or the reverse")
@@ -66,7 +75,7 @@ def load_weights(model, weights, path):
         model.load_state_dict(weights)
     except Exception as error:  # as many kinds as there are ways to be something else
         detail = " ".join(str(error).split())[:200]
-        raise ImageError(f"{path}: its weights cannot be used in a {type(model).__name__} ({detail})") from None
+        raise ImageError(f"{path}: its weights cannot be used in a {kind} ({detail})") from None
 
 
 def load_model(path, device):

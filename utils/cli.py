@@ -8,7 +8,7 @@ import textwrap
 import threading
 
 from utils.distributed import leave_ranks
-from utils.image import ImageError, one_line
+from utils.image import ImageError, expand_home, one_line
 
 OUT_OF_MEMORY = "out of memory", "not enough memory", "can't allocate memory", "insufficient memory", "bad_alloc"  # as is said
 
@@ -20,11 +20,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def parse_args(self, *arguments):
-        args = super().parse_args(*arguments)
+        given = vars(super().parse_args(*arguments))
         for action in self._actions:
-            if action.nargs is None and getattr(args, action.dest, None) == []:  # argparse before Python 3.13: --name=--
+            if action.nargs is None and given.get(action.dest) == []:  # argparse before Python 3.13: --name=--
                 self.error(f"argument --{action.dest}: expected one argument")
-        return args
+        return argparse.Namespace(**{name: expand_home(value) for name, value in given.items()})
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {one_line(message)} (see --help)\n")

@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from ldgp import add_strength_flag, notice
 from utils import cli, fast
+from ldgp import add_strength_flag, notice
 from utils.image import ImageError, image_files
 from utils.photograph import check_made_here, layer_bytes, mark_of, photograph_bytes, read_photograph
 from utils.progress import each_image, warn_unreadable

@@ -8,13 +8,15 @@ what utils.derain wrote, 1_derained is the result of 1, and its rain layers are 
 papers, y that of most others.
 """
 import math
+import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils import cli
-from utils.image import ImageError, check_size, list_images, matching_file, natural_order, one_line, read_image, write_bytes
+from utils.image import (ImageError, check_size, data_set, list_images, matching_file, natural_order, one_line, read_image,
+                         write_bytes)
 from utils.metrics import EXTRA, PROTOCOLS, extra_score, mean_scores, scores
 from utils.photograph import DERAINED, LAYER, mark_of
 from utils.tables import LATEX_MARKS, MEASURED, Method, columns, csv_text, image_table, latex, markdown, overview, published
@@ -128,7 +130,7 @@ def gains(rows):
 def main(args):
     results = (args.result_path or []) + args.folders
     target = args.target_path or (results.pop() if args.folders and len(results) > 1 and not args.no_target else None)
-    place = Path("dataset", args.dataset or "Rain100L")
+    place = data_set(args.dataset or "Rain100L")
     folders = named_folders(results or [str(place / "result")])
     if not args.dataset and results:
         place = Path(target or next(iter(folders.values()))).resolve().parent  # the stages write results beside the targets
@@ -138,8 +140,11 @@ def main(args):
     if not target and not set(args.extra or ["none"]) <= set(alone):
         raise ImageError(f"--no_target: without clean photographs, only --extra {' '.join(alone)} can be scored")
     base = args.save and args.save.removesuffix(".csv").removesuffix(".md")
-    if base:
-        Path(base).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after: can it be written?
+    if base is not None:  # before the work, not after: can it be written?
+        folder, name = os.path.split(base)
+        os.makedirs(folder or ".", exist_ok=True)
+        if name in ("", ".", "..") or not os.access(folder or ".", os.W_OK) or os.path.isdir(f"{base}.md"):
+            raise ImageError(f"--save={args.save}: no file that can be written; name one, as {os.path.join(folder, 'scores')}")
 
     extras, code = {}, 0
     for name in args.extra or ():

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ldgp import rain_mask
 from utils import cli, fast
+from ldgp import rain_mask
 from utils.evaluate import named_folders, target_stem
 from utils.image import ImageError, check_size, list_images, matching_file, png_bytes, read_image, read_mask, write_bytes
 

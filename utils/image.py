@@ -5,6 +5,7 @@ Images in memory are arrays (H, W, 3) of uint8 in OpenCV's order, blue, green, r
 import contextlib
 import io
 import logging
+import os
 import re
 import struct
 import unicodedata
@@ -38,6 +39,20 @@ class ImageError(ValueError):
 def one_line(text):
     """Escape the line ends, control characters and undecodable bytes of a text, as names of files may hold them."""
     return "".join(repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in str(text))
+
+
+def expand_home(value):
+    """Expand ~ at the start of a path or behind NAME=, in texts and lists of them; other values stay."""
+    if isinstance(value, list):
+        return [expand_home(part) for part in value]
+    name = re.match("(?:[^/~]*=)?", value)[0] if isinstance(value, str) else None
+    return value if name is None else name + os.path.expanduser(value.removeprefix(name))
+
+
+def data_set(name):
+    """Return the folder of a data set: ./dataset/<name>, or the one whose path was given as its name."""
+    folder = Path("dataset", name)
+    return Path(name) if len(Path(name).parts) > 1 and not folder.is_dir() else folder
 
 
 def natural_order(name):
@@ -109,7 +124,8 @@ def open_image(path):
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image that can be read; replace it by a {' or '.join(FORMATS)} file") from None
+        what = "not a kind of TIFF" if data[:4] in (b"II*\0", b"MM\0*") else "not an image"
+        raise ImageError(f"{path}: {what} that can be read; replace it by a PNG or JPEG of 8 bits a channel") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{path}: more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels; make it smaller") from None
     except Exception as error:  # Pillow raises many kinds for a damaged file; all mean the same to the user

@@ -13,10 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from models import BACKBONES
 from utils import cli
+from models import BACKBONES
 from utils.evaluate import target_stem
-from utils.image import ImageError, list_images, matching_file, natural_order
+from utils.image import ImageError, data_set, list_images, matching_file, natural_order
 from utils.metrics import EXTRA
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ def learning(data, method, recipe, backbone, flags):
 
 
 def main(args):
-    whole = Path("dataset") / args.dataset
+    whole = data_set(args.dataset)
     list_images(whole / "input", "see dataset/README.md")
     targets = list_images(whole / "target", "without clean photographs there is nothing to score")
     data = first_images(whole, args.limit) if args.limit else whole
@@ -91,7 +91,7 @@ def main(args):
 
 if __name__ == "__main__":
     parser = cli.Parser(__doc__)
-    parser.add_argument("--dataset", default="Rain100L", help="a folder under ./dataset/ with input/ and target/")
+    parser.add_argument("--dataset", default="Rain100L", help="a folder under ./dataset/, or its path, with input/ and target/")
     parser.add_argument("--methods", nargs="*", default=["sdrl"], choices=METHODS, metavar="NAME",
                         help=f"learning stages, of {', '.join(METHODS)}; none: masks and references alone")
     parser.add_argument("--backbones", nargs="+", default=["Unet"], choices=list(BACKBONES), metavar="NAME",

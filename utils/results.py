@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -70,8 +71,9 @@ class PhotographResults:
     def done(self, image):
         """Return whether the result of a photograph is there and not older than its sources, which are there too."""
         with contextlib.suppress(OSError, ImageError):  # of a source that is missing: doing it will say so
-            made = os.stat(self.path(image)).st_mtime_ns
-            return not self.overwrite and all(os.stat(source).st_mtime_ns <= made for source in self.sources(image))
+            made, now = os.stat(self.path(image)).st_mtime_ns, time.time_ns()
+            changed = [os.stat(source).st_mtime_ns for source in self.sources(image)]
+            return not self.overwrite and not any(made < date <= now for date in changed)  # a date in the future tells nothing
         return False
 
     def prepare(self, images):
