@@ -61,7 +61,7 @@ def test_one_bad_image_does_not_stop_the_others(copy, command):
     bad = {"text.png": (b"no photograph", "not an image that can be read"), "empty.jpg": (b"", "not an image that can be read"),
            "cut.png": (whole["png"][:-400], "damaged or cut short"), "half.jpg": (whole["jpg"][:600], "damaged or cut short"),
            "deep.png": (cv2.imencode(".png", deep)[1].tobytes(), "more than 8 bits a channel; convert it to 8 bits first"),
-           "planar.tif": (planar.getvalue(), "more than 8 bits a channel"), "floats.tif": (floats.getvalue(), "not a kind of TIFF")}
+           "planar.tif": (planar.getvalue(), "more than 8 bits a channel"), "f.tif": (floats.getvalue(), "not a kind of TIFF")}
     if command in (LDGP, ONLINE):
         bad["klein.png"] = png_bytes(photograph(31, 60, 1)), "60x31 pixels is too small: LDGP needs at least 32"
     for name, (data, _) in bad.items():
@@ -84,7 +84,7 @@ def test_one_bad_image_does_not_stop_the_others(copy, command):
 def test_two_photographs_of_one_name_and_kinds_that_are_not_read(copy):
     (copy / DATA / "input/sea.HEIC").write_bytes(b"x")
     assert complaints(stage(LDGP, "--overwrite", copy)) == [
-        f"ldgp.py: {DATA}/input: 1 not read, make PNG or JPEG of them: sea.HEIC"]
+        f"ldgp.py: {DATA}/input: 1 not read, save as .png or .jpg: sea.HEIC"]
     shutil.copy(copy / DATA / "input/rue.png", copy / DATA / "input/rue.jpg")
     complaint(stage(LDGP, "", copy, ok=False), f"{DATA}/input: rue.jpg and rue.png share a name; rename or remove one")
 

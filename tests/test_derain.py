@@ -46,7 +46,7 @@ def test_a_folder_is_derained_beside_its_photographs_and_once(folder):
     before = sorted(os.listdir(folder / "photos"))
     done, last = derain(folder, "photos")
     assert last.startswith("2 images, 0 failed, ") and last.endswith("results beside them")
-    assert "photos: 2 not read, make PNG or JPEG of them: hill.nef, sea.HEIC\n" in done.stderr and "notes" not in done.stderr
+    assert "photos: 2 not read, save as .png or .jpg: hill.nef, sea.HEIC\n" in done.stderr and "notes" not in done.stderr
     assert sorted(os.listdir(folder / "photos")) == sorted([*before, "lac_derained.png", "rue_derained.png"])
     rainy, derained = (read_image(folder / f"photos/{name}.png").astype(int) for name in ("rue", "rue_derained"))
     assert derained.shape == rainy.shape and (derained <= rainy).all() and (derained < rainy).any()
@@ -97,6 +97,25 @@ def test_a_thumbnail_with_rain_goes_and_lossless_stays_lossless_and_frames_that_
     assert thumbnail not in (tmp_path / "a_derained.jpg").read_bytes()
     assert ["VP8L" in str((tmp_path / f"{name}_derained.webp").read_bytes()) for name in ("b", "c", "d", "e0")] == [
         True, False, True, True]
+
+
+def test_photographs_of_other_kinds_become_png_and_what_is_not_read_is_named_once(tmp_path):
+    kinds = {"a.gif": "P", "b.jp2": "RGBA", "c.PPM": "RGB", "d.tga": "L", "e.pgm": "L", "g.mpo": "RGB", "h.JFIF": "RGB"}
+    kinds |= {"f.avif": "RGB"} if "AVIF" in Image.SAVE else {}
+    for name, mode in kinds.items():
+        picture(40, 60, 3, mode).save(tmp_path / name, "JPEG" if name > "g" else None)
+    unread = {"IMG_1": "a.gif", "old.jpg~": "h.JFIF", "x.nef": "a.gif", "y.bin": "b.jp2"}
+    for name, of in unread.items():
+        (tmp_path / name).write_bytes((tmp_path / of).read_bytes())
+    (tmp_path / "notes.txt").write_text("text")
+    done, last = derain(tmp_path, ".")
+    assert last.startswith(f"{len(kinds)} images, 0 failed") and done.stderr.count("not read") == 1
+    assert "derain.py: .: 4 not read, save as .png or .jpg: IMG_1, old.jpg~, x.nef, y.bin\n" in done.stderr
+    for name, mode in kinds.items():
+        stem, suffix = name.split(".")
+        with Image.open(tmp_path / f"{stem}_derained.{suffix if name > 'g' else 'png'}") as result:
+            assert (result.format, result.mode) == ("JPEG" if name > "g" else "PNG", mode.replace("P", "RGB"))
+    assert derain(tmp_path, "IMG_1")[1].startswith("1 images, 0 failed")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp"])

@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,11 +21,14 @@ from sdr import sample_references
 from utils import checkpoint
 from utils.image import ImageError, list_images, one_line, read_image, read_mask
 
-from conftest import (DATA, LDGP, SDR, SDRL, TEST, complaint, complaints, data_set, files, from_shell, photograph, stage,
+from conftest import (DATA, LDGP, SDR, SDRL, TEST, complaint, complaints, data_set, files, from_shell, noise, photograph, stage,
                       write_png)
 
 MODES = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "BMP": ("1", "L", "P", "RGB", "RGBA"),
-         "JPEG": ("L", "RGB", "CMYK"), "TIFF": ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F"), "WEBP": ("RGB", "RGBA")}
+         "JPEG": ("L", "RGB", "CMYK"), "TIFF": ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F"), "WEBP": ("RGB", "RGBA"),
+         "GIF": ("L", "P"), "JPEG2000": ("L", "RGBA", "I;16"), "PPM": ("1", "L", "RGB", "I;16"), "TGA": ("L", "P", "RGBA"),
+         **({"AVIF": ("L", "RGBA")} if "AVIF" in Image.SAVE else {})}
+UPRIGHT = "BMP", "GIF", "JPEG2000", "PPM", "TGA"  # have no EXIF
 OPTIONS = {"PNG": ({}, {"save_all": True}), "JPEG": ({}, {"progressive": True}),
            "TIFF": tuple({"compression": name} for name in ("raw", "tiff_lzw", "packbits", "tiff_adobe_deflate", "jpeg"))}
 
@@ -57,7 +61,7 @@ def whole_files():
             for options in OPTIONS.get(extension, ({},)):
                 if options.get("compression") == "jpeg" and mode not in ("L", "RGB", "CMYK"):
                     continue
-                extra = {} if extension == "BMP" else {"exif": turned(6)}
+                extra = {} if extension in UPRIGHT else {"exif": turned(6)}
                 made[f"{extension} {mode} {options}"] = encoded(picture(mode), extension, **options, **extra)
     return made
 
@@ -70,7 +74,13 @@ def test_whole_files_of_every_kind(tmp_path):
             with pytest.raises(ImageError, match="more than 8 bits a channel"):
                 read_image(tmp_path / "x.png")
         else:
-            assert read_image(tmp_path / "x.png").shape == ((13, 17, 3) if "BMP" in name else (17, 13, 3)), name
+            shape = (13, 17, 3) if name.startswith(UPRIGHT) else (17, 13, 3)
+            assert read_image(tmp_path / "x.png").shape == shape, name
+    for extension in ("jp2", "avif") if cv2.haveImageWriter("x.avif") and "AVIF" in Image.SAVE else ():
+        depth = [cv2.IMWRITE_AVIF_DEPTH, 10] if extension == "avif" else []
+        (tmp_path / "x.png").write_bytes(cv2.imencode(f".{extension}", noise(0).astype(np.uint16) * 4, depth)[1].tobytes())
+        with pytest.raises(ImageError, match="more than 8 bits a channel"):
+            read_image(tmp_path / "x.png")
     for width, height in ((1, 1), (1, 5000), (5000, 1), (2, 3)):
         for extension in ("PNG", "JPEG", "BMP", "TIFF"):
             (tmp_path / "x.png").write_bytes(encoded(picture("RGB", width, height), extension))

@@ -3,8 +3,9 @@
     python -m utils.derain holiday.jpg photographs/
 
 Beside holiday.jpg it writes holiday_derained.jpg, in the same format, with its EXIF, colour profile and resolution. It does the
-same for every photograph in a folder, but not in folders within. What is newer than its photograph is done. What was written
-here before says so, and is not taken for a photograph. Nothing else is ever replaced.
+same for every photograph in a folder, but not in folders within. GIF, AVIF, JPEG 2000, PPM and TGA files become PNG files. What
+is newer than its photograph is done. What was written here before says so, and is not taken for a photograph. Nothing else is
+ever replaced.
 """
 import os
 import sys
@@ -12,14 +13,17 @@ from pathlib import Path
 
 from utils import cli, fast
 from ldgp import add_strength_flag, notice
-from utils.image import ImageError, image_files
+from utils.image import READ_ALONE, ImageError, image_files
 from utils.photograph import check_made_here, layer_bytes, mark_of, photograph_bytes, read_photograph
 from utils.progress import each_image, warn_unreadable
 from utils.results import PhotographResults
 
 
 class MarkedResults(PhotographResults):
-    """Results that say by their mark that they were made here; what does not is not done."""
+    """Results that say by their mark that they were made here; what does not is not done. Of READ_ALONE they are PNG files."""
+
+    def path(self, image):
+        return super().path(image.with_suffix(".png") if image.suffix.lower() in READ_ALONE else image)
 
     def done(self, image):
         return super().done(image) and mark_of(self.path(image)) is not None
@@ -76,7 +80,8 @@ def main(args):
         image, layer = fast.derain(photograph.image, network, args.strength)
         if args.show_rain:
             rain.write(path, layer_bytes(layer))
-        derained.write(path, photograph_bytes(image, photograph, "PNG" if png else photograph.format))
+        as_png = png or path.suffix.lower() in READ_ALONE
+        derained.write(path, photograph_bytes(image, photograph, "PNG" if as_png else photograph.format))
         return photograph.notice(notice(layer))
 
     return each_image(find_photographs(args.photographs, derained), work, results, unread=False)

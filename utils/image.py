@@ -17,12 +17,19 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # by content, and no other: among Pillow's 40 one starts Ghostscript
-UNREAD = {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".psd", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2",
-          ".raf", ".pef", ".srw"}  # kinds that people have and that are not read
-
 Image.init()  # loads all readers now: a Ctrl-C while one is loaded later could read as a damaged file
+READ_ALONE = {".gif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}  # not written
+READ_ALONE |= {".avif"} if "AVIF" in Image.OPEN else set()  # from Pillow 11.3 on
+EXTENSIONS = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp"} | READ_ALONE
+WRITTEN = "PNG", "JPEG", "BMP", "TIFF", "WEBP"  # results of the others are PNG files
+# By content, and no other: among Pillow's 40 one starts Ghostscript. TGA is last, as it has no signature.
+FORMATS = tuple(name for name in (*WRITTEN, "GIF", "AVIF", "JPEG2000", "PPM", "TGA") if name in Image.OPEN)
+DEEP = {"AVIF": rb"av1C..[\x40-\x7f\xc0-\xff]", "JPEG2000": rb"\xff\x4f\xff\x51.{38}[\x08-\x7f\x88-\xff]"}  # over 8 bits
+# Kinds that people have and that are not read, and how images begin whose extension says nothing.
+UNREAD = set(".heic .heif .hif .avif .jxl .jxr .psd .psb .xcf .exr .hdr .qoi .cr2 .cr3 .crw .nef .nrw .arw .sr2 .dng .orf .rw2 "
+             ".rwl .raf .pef .srw .x3f .3fr .iiq .kdc .dcr .mrw .mef .erf".split())
+SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|II\*\0|MM\0\*|RIFF....WEBP|\0\0\0\x0cjP|....ftyp(hei|mif1|avif)|8BPS", re.S)
+
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs of a damaged file is a line on stderr
 
 # For files that are many and soon read again: half the time of compression level 1 for files 14% larger.
@@ -89,8 +96,15 @@ def list_images(folder, hint="put the images there or name another one", optiona
 
 
 def unread_images(folder):
-    """Return the names of a folder's image files that cannot be read, such as .heic and raw files."""
-    return sorted(path.name for path in Path(folder).iterdir() if path.suffix.lower() in UNREAD)
+    """Return the names of a folder's image files that are not read: .heic, raw files, images without an image's extension."""
+    def begins_as_image(path):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            return SIGNATURE.match(file.read(16)) is not None
+        return False
+
+    paths = [path for path in Path(folder).iterdir() if not path.name.startswith(".") and path.is_file()
+             and path.suffix.lower() not in EXTENSIONS]
+    return sorted(path.name for path in paths if path.suffix.lower() in UNREAD or begins_as_image(path))
 
 
 def matching_file(files, image_path, folder, hint):
@@ -115,6 +129,9 @@ def open_image(path):
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             # Pillow cuts 16-bit colour down to 8 bits without a word; its decoder's raw mode or a TIFF's tag still tells.
             deep = np.max(getattr(image, "tag_v2", {}).get(258, 8)) > 8
+            deep = deep or image.format in DEEP and re.search(DEEP[image.format], data, re.S)
+            if image.format == "PPM" and isinstance(image.tile[0][3], tuple):
+                deep = image.tile[0][3][-1] > 255  # its largest value
             if deep or image.mode[0] in "IF" or any(re.search(r";16[BLN]", str(tile)) for tile in image.tile):
                 raise ImageError(f"{path}: more than 8 bits a channel; convert it to 8 bits first")
             image.load()

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from utils.image import FORMATS, ImageError, open_image
+from utils.image import FORMATS, WRITTEN, ImageError, open_image
 
 SOFTWARE = 0x0131  # the EXIF tag
 DERAINED, LAYER = "Rain2Avoid: derained photograph", "Rain2Avoid: rain layer"
@@ -30,7 +30,7 @@ class Photograph(NamedTuple):
     image: np.ndarray  # (H, W, 3) uint8 BGR; grey is three equal channels
     grey: bool  # whether the file has no colours
     alpha: Image.Image | None  # its transparency
-    format: str  # a key of SAVE, BMP or TIFF
+    format: str  # one of WRITTEN
     about: dict  # what its results keep, as options of Pillow: EXIF with the mark, colour profile, dpi, WebP without loss
     frames: int = 1  # of which the image is the first
 
@@ -43,7 +43,7 @@ def read_photograph(path):
     """Read an image file and what its results keep, as a `Photograph`. Raises ImageError as `read_image` does."""
     picture = open_image(path)
     alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
-    kind = "JPEG" if picture.format == "MPO" else picture.format  # MPO, of some cameras
+    kind = {**dict(zip(WRITTEN, WRITTEN)), "MPO": "JPEG"}.get(picture.format, "PNG")  # MPO is of some cameras
     about = {name: picture.info[name] for name in ("icc_profile", "dpi") if picture.info.get(name)}
     about["exif"] = marked_exif(picture, LARGEST_EXIF.get(kind))
     if picture.mode == "CMYK":

@@ -43,7 +43,7 @@ def warn_unreadable(folder):
     unread = unread_images(folder)
     if unread:
         shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
-        text = f"{Path(sys.argv[0]).name}: {folder}: {len(unread)} not read, make PNG or JPEG of them: {shown}"
+        text = f"{Path(sys.argv[0]).name}: {folder}: {len(unread)} not read, save as .png or .jpg: {shown}"
         print(one_line(text), file=sys.stderr)
 
 
