@@ -6,12 +6,14 @@ import torch
 
 from models import BACKBONES
 from utils import fast
-from utils.fast import rain_layer, thin_scale
+from utils.fast import direction, rain_layer, thin_scale
 from utils.fast.direction import rain_direction
+from utils.fast.fold import MARGIN, fold, pieces, unfold
 from utils.fast.guided import GuidedSampler
 from utils.fast.own_rain import FAST, OwnRain, learner, self_made_rain
 from utils.image import png_bytes, read_image
 from utils.metrics import psnr
+from utils.rain import add_rain
 
 from conftest import demo, enlarge, noise, photograph, speckled
 
@@ -75,6 +77,33 @@ def test_large_photographs_are_looked_at_where_their_rain_is_thin():
     assert layer.shape == large.shape[:2] and (layer <= large.mean(axis=2)).all()
     derained = cv2.resize(without(large, layer), rainy.shape[1::-1], interpolation=cv2.INTER_AREA)
     assert psnr(derained, clean) > psnr(without(rainy, rain_layer(rainy)), clean) - 0.5
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_a_very_wide_photograph_is_rotated_in_pieces_on_small_canvases_and_shows_no_seams(monkeypatch, tall):
+    canvases = []
+
+    def recorded(*arguments, function=direction.rotation_matrix):
+        matrix, canvas = function(*arguments)
+        canvases.append(canvas[0] * canvas[1])
+        return matrix, canvas
+
+    for module in (direction, fast.layer):
+        monkeypatch.setattr(module, "rotation_matrix", recorded)
+    clean = np.hstack([demo(name, "target")[:140] for name in ("coffee", "chelsea", "astronaut", "rocket")])
+    clean = clean.swapaxes(0, 1).copy() if tall else clean
+    rainy = add_rain(clean, 7, tilt=40)
+    derained = without(rainy, rain_layer(rainy))
+    assert max(canvases) < 4 * 140 * 1280 and psnr(derained, clean) > psnr(rainy, clean) + 6  # whole: 5.4 times the photograph
+    error = np.abs(derained.astype(float) - clean).mean(axis=1 if tall else 0).mean(axis=1)
+    starts, length = pieces(140, 1280)
+    assert all(error[start : start + 2 * MARGIN].mean() < 1.5 * error.mean() for start in starts[1:]) and len(starts) > 1
+    for image in (rainy, rainy[..., 0].astype(np.float32)):
+        stack = fold(image, MARGIN)
+        assert max(stack.shape[:2]) < 3 * min(stack.shape[:2])
+    assert np.allclose(unfold(stack, *image.shape, MARGIN), image, atol=1e-3)
+    usual = rainy[:840, :840]  # 6 to 1
+    assert fold(usual) is usual and fold(stack) is stack
 
 
 def with_checks(image):

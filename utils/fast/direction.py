@@ -7,6 +7,7 @@ import math
 import cv2
 import numpy as np
 
+from utils.fast.fold import fold
 from utils.image import shrink
 
 DIRECTIONS = range(-56, 57, 8)  # degrees, of the first search
@@ -76,6 +77,7 @@ class LineStatistics(dict):
     """
 
     def __init__(self, image):
+        image = fold(image)
         self.size = image.shape[:2]
         planes = np.rint(32 * np.dstack(brightness_and_chroma(image))).astype(np.int16)
         # reflected no farther than a response reaches: a rotation that reflects takes twice as long

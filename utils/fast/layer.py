@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.fast.direction import (DIRECTIONS, FLOOR, LineStatistics, brightness_and_chroma, rain_direction, rotate_upright,
                                   rotation_matrix)
+from utils.fast.fold import MARGIN, fold, unfold
 from utils.image import shrink
 
 SPARSITY = 0.09  # sparsity weight against the total variation across, of thin rain in a photograph of usual colour
@@ -188,17 +189,21 @@ def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
     return rain
 
 
-def estimate_layer(image, strength=1.0, direction=None):
+def estimate_layer(image, strength=1.0, direction=None, statistics=None):
     """Estimate the rain layer of a photograph whose rain is thin, (H, W) float32 in grey levels, not rounded.
 
     image: (H, W, 3) uint8 BGR. strength: the sparsity weight is divided by it: above 1 more is taken for rain, streaks as well
     as texture. Lines at a regular distance are left alone. direction: degrees, by default those of `rain_direction`.
+    statistics: the image's `LineStatistics`, if there are some already.
     Raises ValueError for a strength of 0 or less.
     """
     if not strength > 0:
         raise ValueError(f"strength must be above 0, not {strength}")
-    statistics = LineStatistics(image)
+    statistics = LineStatistics(image) if statistics is None else statistics
     direction = rain_direction(image, statistics) if direction is None else direction
+    folded = fold(image, MARGIN)
+    if folded is not image:
+        return unfold(estimate_layer(folded, strength, direction, statistics), *image.shape[:2], MARGIN)
     upright, valid = rotate_upright(image.astype(np.float32), direction)
     height, width = upright.shape[:2]
     below, beside = cv2.getOptimalDFTSize(height) - height, cv2.getOptimalDFTSize(width) - width
