@@ -80,8 +80,7 @@ def main(args):
         image, layer = fast.derain(photograph.image, network, args.strength)
         if args.show_rain:
             rain.write(path, layer_bytes(layer))
-        as_png = png or path.suffix.lower() in READ_ALONE
-        derained.write(path, photograph_bytes(image, photograph, "PNG" if as_png else photograph.format))
+        derained.write(path, photograph_bytes(image, photograph, "PNG" if png else photograph.format))
         return photograph.notice(notice(layer))
 
     return each_image(find_photographs(args.photographs, derained), work, results, unread=False)

@@ -5,6 +5,8 @@ BMP file, which has no EXIF, says it in the four bytes of its head that are left
 """
 import contextlib
 import io
+import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +21,7 @@ DERAINED, LAYER = "Rain2Avoid: derained photograph", "Rain2Avoid: rain layer"
 BMP_MARK = b"R2A\0"  # of DERAINED; at the bytes 6 to 10
 # Of a TIFF's tags, those of EXIF: the others say how its pixels were stored.
 TIFF_TAGS = {*range(0x010D, 0x0111), 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, 0x8769, 0x8825, *range(0x9C9B, 0x9CA0)}
-LARGEST_EXIF = {"JPEG": 65533}  # bytes
 SAVE = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}}  # options of Pillow
-SAVE_LOSSLESS = {"lossless": True, "quality": 50}  # of WebP; here quality is effort
 
 
 class Photograph(NamedTuple):
@@ -39,50 +39,48 @@ class Photograph(NamedTuple):
         return "; ".join(filter(None, [other, "only the first of several frames read" if self.frames > 1 else None])) or None
 
 
+@contextlib.contextmanager
+def tolerant():
+    """Leave a block, without a word, at what Pillow cannot read in a file whose first picture is whole."""
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read_photograph(path):
     """Read an image file and what its results keep, as a `Photograph`. Raises ImageError as `read_image` does."""
     picture = open_image(path)
     alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
     kind = {**dict(zip(WRITTEN, WRITTEN)), "MPO": "JPEG"}.get(picture.format, "PNG")  # MPO is of some cameras
     about = {name: picture.info[name] for name in ("icc_profile", "dpi") if picture.info.get(name)}
-    about["exif"] = marked_exif(picture, LARGEST_EXIF.get(kind))
+    about["exif"] = marked_exif(DERAINED, picture)
     if picture.mode == "CMYK":
         about.pop("icc_profile", None)  # it is not of red, green and blue
     if not all(0 < float(dots) < 1e6 for dots in about.get("dpi", ())):  # such as 0/0, which could not be written
         about.pop("dpi")
     frames = 1
-    with contextlib.suppress(Exception):  # of a damaged file whose first frame is whole
+    with tolerant():
         data = Path(path).read_bytes()
-        about |= SAVE_LOSSLESS if kind == "WEBP" and first_chunk(data, b"VP8L", b"VP8 ") == b"VP8L" else {}
+        if kind == "WEBP" and re.search(b"VP8[ L]", data)[0] == b"VP8L":  # the first frame's kind
+            about |= {"lossless": True, "quality": 50}  # then quality is effort
         with Image.open(io.BytesIO(data), formats=FORMATS) as again:  # counting moves from frame to frame
             frames = again.n_frames if picture.format != "MPO" else 1  # its others are views and depths
     image = cv2.cvtColor(np.asarray(picture.convert("RGB")), cv2.COLOR_RGB2BGR)
     return Photograph(image, picture.mode in ("L", "1", "LA"), alpha, kind, about, frames)
 
 
-def first_chunk(data, *kinds):
-    """Return which kind of chunk comes first in a WebP file or, if it is animated, in its first frame; None if none does."""
-    place = 12
-    while place + 8 <= len(data):
-        kind, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
-        if kind in kinds:
-            return kind
-        place += 24 if kind == b"ANMF" else 8 + size + size % 2  # a frame begins with 16 bytes of its own
-    return None
+def marked_exif(mark, picture=None):
+    """Return EXIF as bytes: a mark, and that of a picture without its thumbnail, which shows the rain; of a TIFF its TIFF_TAGS.
 
-
-def marked_exif(picture=None, largest=None, mark=DERAINED):
-    """Return the EXIF of a picture as bytes, with a mark and without its thumbnail, which shows the rain.
-
-    Of a TIFF only TIFF_TAGS. EXIF that is damaged, or larger than so many bytes, is left out, but for the mark.
+    What is damaged, or more than a JPEG file takes, is left out.
     """
-    with contextlib.suppress(Exception):
+    with tolerant():
         exif = picture.getexif()
         for tag in set(exif) - TIFF_TAGS if picture.format == "TIFF" else ():
             del exif[tag]
         exif[SOFTWARE] = mark
         data = exif.tobytes()
-        if len(data) <= (largest or len(data)):
+        if len(data) <= 65533 or picture.format not in ("JPEG", "MPO"):
             return data
     exif = Image.Exif()
     exif[SOFTWARE] = mark
@@ -91,7 +89,7 @@ def marked_exif(picture=None, largest=None, mark=DERAINED):
 
 def mark_of(path):
     """Return the mark of a file, DERAINED or LAYER, if it was made here, else None."""
-    with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as picture:  # whatever is no image has none
+    with tolerant(), Image.open(path, formats=FORMATS) as picture:  # whatever is no image has none
         if picture.format == "BMP":
             return DERAINED if Path(path).read_bytes()[6:10] == BMP_MARK else None
         return {DERAINED: DERAINED, LAYER: LAYER}.get(picture.getexif().get(SOFTWARE))
@@ -108,7 +106,7 @@ def check_made_here(path):
 def layer_bytes(layer):
     """Encode a rain layer (H, W) uint8 as a PNG file with its mark."""
     buffer = io.BytesIO()
-    Image.fromarray(layer).save(buffer, "PNG", exif=marked_exif(mark=LAYER), **SAVE["PNG"])
+    Image.fromarray(layer).save(buffer, "PNG", exif=marked_exif(LAYER), **SAVE["PNG"])
     return buffer.getvalue()
 
 
