@@ -20,6 +20,7 @@ from models import build
 from sdr import sample_references
 from utils import checkpoint
 from utils.image import ImageError, list_images, one_line, read_image, read_mask
+from utils.photograph import photograph_bytes, read_photograph
 
 from conftest import (DATA, LDGP, SDR, SDRL, TEST, complaint, complaints, data_set, files, from_shell, noise, photograph, stage,
                       write_png)
@@ -30,7 +31,8 @@ MODES = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "BMP": ("1", "L", 
          **({"AVIF": ("L", "RGBA")} if "AVIF" in Image.SAVE else {})}
 UPRIGHT = "BMP", "GIF", "JPEG2000", "PPM", "TGA"  # have no EXIF
 OPTIONS = {"PNG": ({}, {"save_all": True}), "JPEG": ({}, {"progressive": True}),
-           "TIFF": tuple({"compression": name} for name in ("raw", "tiff_lzw", "packbits", "tiff_adobe_deflate", "jpeg"))}
+           "TIFF": ({"big_tiff": True}, *({"compression": name} for name in ("raw", "tiff_lzw", "packbits", "tiff_adobe_deflate",
+                                                                             "jpeg")))}
 
 
 def picture(mode, width=17, height=13):
@@ -203,6 +205,8 @@ def test_spoilt_files(tmp_path, seed, number):
         path.write_bytes(spoilt(chance.choice(originals), chance))
         try:
             image = (read_image, read_mask)[turn % 2](path)
+            photograph = read_photograph(path)
+            assert photograph_bytes(photograph.image, photograph, photograph.format)
             assert image.dtype == np.uint8 and image.ndim == 3 - turn % 2
             counts["read"] += 1
         except ImageError as error:

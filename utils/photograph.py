@@ -78,7 +78,7 @@ def marked_exif(mark, picture=None):
         exif = picture.getexif()
         for tag in set(exif) - TIFF_TAGS if picture.format == "TIFF" else ():
             del exif[tag]
-        exif[SOFTWARE] = mark
+        exif[SOFTWARE], exif.bigtiff = mark, False  # of a BigTIFF, which other formats do not hold
         data = exif.tobytes()
         if len(data) <= 65533 or picture.format not in ("JPEG", "MPO"):
             return data
