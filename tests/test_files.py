@@ -31,8 +31,8 @@ MODES = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "BMP": ("1", "L", 
          **({"AVIF": ("L", "RGBA")} if "AVIF" in Image.SAVE else {})}
 UPRIGHT = "BMP", "GIF", "JPEG2000", "PPM", "TGA"  # have no EXIF
 OPTIONS = {"PNG": ({}, {"save_all": True}), "JPEG": ({}, {"progressive": True}),
-           "TIFF": ({"big_tiff": True}, *({"compression": name} for name in ("raw", "tiff_lzw", "packbits", "tiff_adobe_deflate",
-                                                                             "jpeg")))}
+           "TIFF": ({"big_tiff": True}, *({"compression": f"tiff_{name}"} for name in ("lzw", "adobe_deflate")),
+                    *({"compression": name} for name in ("raw", "packbits", "jpeg")))}
 
 
 def picture(mode, width=17, height=13):
