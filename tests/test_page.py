@@ -1,4 +1,4 @@
-"""The page of utils.figures: what it links or holds, its scores, what it leaves out; in a Chromium its divider and its order."""
+"""The page of utils.figures: what it links or holds, its scores, what it leaves out; in Chromium, its divider and its order."""
 import base64
 import csv
 import json
@@ -7,6 +7,7 @@ import re
 import shutil
 from urllib.parse import unquote
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from utils.image import read_image
 from chromium import chromium
 from conftest import complaint, complaints, inside, near, noise, write_png
 
-NAMES = ["a", "b_2", "c<!--<script>\"'&amp; #1%41?\u00e9\\\n"]  # the last has what HTML, JSON or an address could take for its own
+NAMES = ["a", "b_2", "c<!--<script>\"'&amp; #1%41?\u00e9\\\n"]  # the last with what HTML, JSON and addresses take for their own
 FOLDERS = "input", "sdr(fuse)", "result", "ldgp", "target"
 EVIL = "</script><script>throw 1</script>"
 
@@ -64,29 +65,27 @@ def test_its_scores_are_those_of_evaluate(dataset, tmp_path):
            "--input_path", dataset / "input", "--protocol=rgb", "--save", tmp_path / "scores.csv")
     with open(tmp_path / "scores.csv", newline="", encoding="utf-8") as file:
         rows = {(row["method"], row["image"]): [float(row["psnr_rgb"]), float(row["ssim_rgb"])] for row in csv.DictReader(file)}
-    shown = {(data["versions"][mean["version"]], f"mean of {mean['images']}"): mean for mean in data["means"]}
-    shown |= {(label, card["name"]): row for card in data["cards"] for label, row in zip(data["versions"], card["scores"]) if row}
-    assert len(shown) == len(rows.keys() - {("gain", "")}) == 12
+    labels = ["rainy input", "A", EVIL]
+    shown = {(labels[mean["version"]], f"mean of {mean['images']}"): mean for mean in data["means"]}
+    shown |= {(label, card["name"]): row for card in data["cards"] for label, row in zip(labels, card["scores"], strict=True)}
+    assert shown.keys() == rows.keys() and len(shown) == 12
     for (label, image), row in shown.items():
-        was = rows["rainy input" if label == "rainy" else label, image]
-        before = rows["rainy input", image]
-        assert [row[key] for key in ("psnr_rgb", "ssim_rgb")] == pytest.approx(was, abs=1e-6)
-        assert [row[key] for key in ("gain_psnr_rgb", "gain_ssim_rgb")] == pytest.approx(np.subtract(was, before), abs=2e-6)
+        goal = [*rows[label, image], *np.subtract(rows[label, image], rows["rainy input", image])]
+        assert [row[key] for key in ("psnr_rgb", "ssim_rgb", "gain_psnr_rgb", "gain_ssim_rgb")] == pytest.approx(goal, abs=2e-6)
 
 
 def test_embedded_the_page_needs_no_file_and_a_tiff_is_a_png_in_every_page(dataset):
     Image.fromarray(read_image(dataset / "input/a.png")[..., ::-1]).save(dataset / "input/a.tif")
     (dataset / "input/a.png").rename(dataset / "a.png")
     first = page(dataset)[1]["cards"][0]["images"]
-    assert [address.startswith("data:image/png;base64,") for address in first] == [True] + [False] * 4
+    assert [address.startswith("data:image/png;base64,") for address in first] == [1, 0, 0, 0, 0]
     cards = page(dataset, "--embed", "--images", "a")[1]["cards"]
     assert len(cards) == 1 and cards[0]["images"][0] == first[0]
-    paths = [dataset / "a.png", *(dataset / part / "a.png" for part in FOLDERS[1:])]
-    for number, (address, path) in enumerate(zip(cards[0]["images"], paths, strict=True)):
-        kind, _, data = address.partition(",")
-        (dataset / "shown").write_bytes(base64.b64decode(data, validate=True))
-        assert kind == "data:image/png;base64" and np.array_equal(read_image(dataset / "shown"), read_image(path))
-        assert not number or (dataset / "shown").read_bytes() == path.read_bytes()
+    for address, part in zip(cards[0]["images"], ("", *FOLDERS[1:]), strict=True):
+        kind, _, text = address.partition(",")
+        data, path = base64.b64decode(text, validate=True), dataset / part / "a.png"
+        assert kind == "data:image/png;base64" and (data == path.read_bytes() or not part)
+        assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), read_image(path))
 
 
 def test_what_there_is_not_is_left_out_and_what_cannot_be_shown_gets_a_line(dataset):
@@ -106,8 +105,8 @@ def test_what_there_is_not_is_left_out_and_what_cannot_be_shown_gets_a_line(data
         shutil.rmtree(dataset / part, ignore_errors=True)
     _, data, _ = page(dataset, "--images", "a")
     assert data["versions"] == ["rainy"] and data["means"] == [] and len(data["cards"]) == 1
-    for flags, words in ((["--images", "x"], "x.png: nothing for it in"), (["--result_path", dataset / "no"], "no: no such folder")):
-        complaint(inside("utils.figures", "--figure=page", "--dataset_path", dataset, *flags, ok=False), words)
+    for flag, value, words in (("--images", "x", "x.png: nothing for it"), ("--result_path", dataset / "no", "no such folder")):
+        complaint(inside("utils.figures", "--figure=page", "--dataset_path", dataset, flag, value, ok=False), words)
 
 
 def test_in_a_browser_the_divider_moves_and_the_cards_are_sorted(dataset, tmp_path):
@@ -132,16 +131,20 @@ def test_in_a_browser_the_divider_moves_and_the_cards_are_sorted(dataset, tmp_pa
 
         left, top, width, *at = divider()
         assert at == pytest.approx([50, 50], abs=0.5)
-        for kind, share in (("Pressed", 0.5), ("Moved", 0.6), ("Moved", 0.75), ("Released", 0.75), ("Moved", 0.1)):
-            shown.call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=left + share * width, y=top, clickCount=1,
-                       button="left", buttons=int(kind in ("Pressed", "Moved") and share > 0.1))
-        assert divider()[3:] == pytest.approx([75, 75], abs=0.5)
+        for kind, place, goal in (("Pressed", 50, 50), ("Moved", 60, 60), ("Released", 75, 75), ("Moved", 10, 75)):
+            shown.call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=left + place * width / 100, y=top, clickCount=1,
+                       button="left", buttons=int(place in (50, 60)))
+            assert divider()[3:] == pytest.approx([goal, goal], abs=0.5)
         for key, goal in (("ArrowLeft", 70), ("ArrowUp", 75), ("Home", 0), ("ArrowRight", 5), ("Enter", 5), ("End", 100)):
             shown.call("Input.dispatchKeyEvent", type="keyDown", key=key)
             assert divider("dialog" if key == "End" else "main")[3:] == pytest.approx([goal, goal], abs=0.5), key
         assert divider("dialog")[2] == 64 and shown.run("dialog.open")  # the full size
         shown.call("Input.dispatchKeyEvent", type="keyDown", key=" ")
         assert not shown.run("dialog.open") and divider()[3] == pytest.approx(5, abs=0.5)
+        for kind, places in (("Start", [10]), ("Move", [20]), ("Move", [30]), ("End", [])):
+            shown.call("Input.dispatchTouchEvent", type=f"touch{kind}",
+                       touchPoints=[{"x": left + place * width / 100, "y": top} for place in places])
+        assert divider()[3] == pytest.approx(30, abs=0.5)
         assert order() == NAMES
         for text in ("gain, worst first", "PSNR, worst first"):
             choose("#sort", text)

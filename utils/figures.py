@@ -41,8 +41,7 @@ FIGURES = {
 README = "see dataset/README.md"
 HINTS = {
     "ldgp": 'run: python ldgp.py --input_path="{0}/input"',
-    "sdr": 'run: python sdr.py --input_path="{0}/input"',
-    "sdr(fuse)": 'run: python sdr.py --input_path="{0}/input"',
+    **dict.fromkeys(("sdr", "sdr(fuse)"), 'run: python sdr.py --input_path="{0}/input"'),
     "result": 'run: python sdrl.py --rainy_data_path="{0}", or name another folder with --result_path',
 }
 
@@ -219,12 +218,12 @@ def main(args):
 if __name__ == "__main__":
     parser = cli.Parser(__doc__)
     parser.add_argument("--dataset_path", default="./dataset/Demo", help="a data set that all three stages have worked on")
-    parser.add_argument("--save_path", help="where the pictures go (default: ./img, of a page the data set)")
-    parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two, in a page all)")
+    parser.add_argument("--save_path", help="where the pictures go (default: ./img; a page: the data set)")
+    parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two; a page: all)")
     parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES, "curve", "page"],
                         help="readme: masks, before_after")
-    parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
-                        help="results to show; may be given several times (default: result/ of the data set, in a page sdr(fuse)/ too)")
+    parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER", help="results to show; may be given several "
+                        "times (default: result/ of the data set; a page: and sdr(fuse)/, what there is)")
     parser.add_argument("--embed", action="store_true", help="put the images into the page, which is then one file to pass on")
     parser.add_argument("--detail", nargs=3, type=cli.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),
                         help="what a comparison enlarges, in pixels (default: where the rain matters most)")

@@ -24,11 +24,11 @@ def address(path, photograph, folder, embed=False):
 
 
 def read_version(path, like, failures):
-    """Return the `Photograph` at a path, or None where `failures` gets a line: it must be as large as `like`, a pair of both."""
+    """Return the `Photograph` at a path, or None and a line in `failures`. like: the image, and its path, of the same size."""
     try:
         photograph = read_photograph(path)
         if like:
-            check_size(photograph.image, path, like[1].image, like[0])
+            check_size(photograph.image, path, *like)
         return photograph
     except ImageError as error:
         failures.append(str(error))
@@ -64,7 +64,8 @@ def write_page(path, dataset, rainy, results=None, embed=False):
         first = read_version(paths[0], None, failures)
         if not first:
             continue
-        versions = [first, *(place and read_version(place, (paths[0], first), failures) for place in paths[1:])]
+        like = first.image, paths[0]
+        versions = [first, *(place and read_version(place, like, failures) for place in paths[1:])]
         rows = [None] * len(labels)
         if others and labels[-1] == "target" and versions[-1]:
             try:
@@ -75,10 +76,9 @@ def write_page(path, dataset, rainy, results=None, embed=False):
         cards.append({"name": name, "size": first.image.shape[1::-1], "images": addresses, "scores": rows})
     by_version = [[row for row in rows if row] for rows in zip(*(card["scores"] for card in cards))]
     means = [{"version": number, "images": len(rows), **mean_scores(rows)} for number, rows in enumerate(by_version) if rows]
-    best = max(means[:0:-1], key=lambda mean: (mean["images"], mean["psnr_rgb"]), default=None)
-    last = len(scored if len(scored) > 1 else labels) - 1
-    data = {"title": Path(dataset).resolve().name, "versions": labels, "best": best["version"] if best else last,
-            "means": means, "cards": cards}
+    last = {"version": len(scored if scored[1:] else labels) - 1}
+    best = max(means[:0:-1], key=lambda mean: (mean["images"], mean["psnr_rgb"]), default=last)["version"]
+    data = {"title": Path(dataset).resolve().name, "versions": labels, "best": best, "means": means, "cards": cards}
     page = TEMPLATE.read_text(encoding="utf-8").replace("/*data*/null", json.dumps(data).replace("<", r"\u003c"))
     write_bytes(path, page.encode())
     return failures
