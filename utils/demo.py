@@ -11,6 +11,7 @@ from pathlib import Path
 from utils import cli
 from utils.figures import draw
 from utils.image import list_images, png_bytes, write_bytes
+from utils.page import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "./dataset/Demo/"
@@ -31,8 +32,11 @@ def main(args):
             return code
     folder = ROOT / FOLDER
     picture = folder / "before_after.png"
-    write_bytes(picture, png_bytes(draw("before_after", folder, list(list_images(folder / "input")))))
-    print(f"\nutils.demo: done in {time.perf_counter() - began:.0f} s; before and after side by side in {picture}")
+    rainy, page = list_images(folder / "input"), folder / "page.html"
+    write_bytes(picture, png_bytes(draw("before_after", folder, list(rainy))))
+    write_page(page, folder, rainy)
+    print(f"\nutils.demo: done in {time.perf_counter() - began:.0f} s; before and after side by side in {picture}, "
+          f"and with a divider to drag in {page}")
     return 0
 
 

@@ -117,14 +117,17 @@ def summarise(rows, total, dataset):
     return methods + published(dataset, list(methods[0].scores), total)
 
 
+def gain(row, before):
+    """Return the scores of an image less those that it had before."""
+    return {key: 0.0 if row[key] == before[key] else row[key] - before[key] for key in row}  # where both are infinite as well
+
+
 def gains(rows):
     """Add rows "gain", result less rainy input, where the rows are of these two alone."""
     if len(rows) != 2 or RAINY not in rows:
         return rows
     rainy, result = rows.values()  # in this order
-    both = {image: (row, rainy[image]) for image, row in result.items() if image in rainy}
-    return {**rows, "gain": {image: {key: 0.0 if row[key] == before[key] else row[key] - before[key] for key in row}
-                             for image, (row, before) in both.items()}}
+    return {**rows, "gain": {image: gain(row, rainy[image]) for image, row in result.items() if image in rainy}}
 
 
 def main(args):

@@ -3,10 +3,12 @@
     python -m utils.figures --dataset_path="./dataset/Demo" --save_path="./img"
 
 --figure makes others. comparison: a photograph in all versions side by side, with a detail enlarged; layer: what the two
-recipes take for rain; ldgp: each photograph above its mask; curve: the loss of sdrl_all.py, which needs matplotlib.
+recipes take for rain; ldgp: each photograph above its mask; curve: the loss of sdrl_all.py, which needs matplotlib; page: an
+HTML file that shows all photographs, with a divider to drag between any two versions of each, and their scores.
 """
 import csv
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -16,7 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from utils import cli, fast
 from ldgp import rain_mask
 from utils.evaluate import named_folders, target_stem
-from utils.image import ImageError, check_size, list_images, matching_file, png_bytes, read_image, read_mask, write_bytes
+from utils.image import (ImageError, check_size, list_images, matching_file, one_line, png_bytes, read_image, read_mask,
+                         write_bytes)
+from utils.page import write_page
 
 SHOWN = ("chelsea", "coffee")  # of the demo set, unless --images names others
 WIDTH = 1000  # pixels; about what a README shows
@@ -37,8 +41,7 @@ FIGURES = {
 README = "see dataset/README.md"
 HINTS = {
     "ldgp": 'run: python ldgp.py --input_path="{0}/input"',
-    "sdr": 'run: python sdr.py --input_path="{0}/input"',
-    "sdr(fuse)": 'run: python sdr.py --input_path="{0}/input"',
+    **dict.fromkeys(("sdr", "sdr(fuse)"), 'run: python sdr.py --input_path="{0}/input"'),
     "result": 'run: python sdrl.py --rainy_data_path="{0}", or name another folder with --result_path',
 }
 
@@ -178,7 +181,22 @@ def draw_curve(losses):
     return cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)
 
 
+def make_page(args):
+    """Write the page; returns the exit code, 1 where something could not be shown."""
+    folder, path = Path(args.dataset_path) / "input", Path(args.save_path or args.dataset_path) / "page.html"
+    inputs = list_images(folder, README)
+    rainy = {stem: matching_file(inputs, f"{stem}.png", folder, README) for stem in args.images or inputs}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    failures = write_page(path, args.dataset_path, rainy, named_folders(args.result_path or []), args.embed)
+    for text in failures:
+        print(one_line(f"figures.py: failed: {text}"), file=sys.stderr)
+    print(f"figures.py: {path}, {len(rainy)} photographs")
+    return int(bool(failures))
+
+
 def main(args):
+    if args.figure == "page":
+        return make_page(args)
     if args.figure == "curve":
         places = args.loss_path or [f"./result_all/{Path(os.path.abspath(args.dataset_path)).name}/loss.csv"]
         pictures = {"curve": draw_curve({place: read_losses(place) for place in places})}
@@ -188,9 +206,10 @@ def main(args):
         figures = ["masks", "before_after"] if args.figure == "readme" else [args.figure]
         results = named_folders(args.result_path or [])
         pictures = {name: draw(name, args.dataset_path, stems, results, args.width, args.detail) for name in figures}
-    Path(args.save_path).mkdir(parents=True, exist_ok=True)
+    folder = Path(args.save_path or "./img")
+    folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        path = Path(args.save_path) / f"{name}.png"
+        path = folder / f"{name}.png"
         write_bytes(path, png_bytes(picture))
         print(f"figures.py: {path}, {picture.shape[1]}x{picture.shape[0]}")
     return 0
@@ -199,11 +218,13 @@ def main(args):
 if __name__ == "__main__":
     parser = cli.Parser(__doc__)
     parser.add_argument("--dataset_path", default="./dataset/Demo", help="a data set that all three stages have worked on")
-    parser.add_argument("--save_path", default="./img", help="where the pictures go")
-    parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two)")
-    parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES, "curve"], help="readme: masks, before_after")
-    parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER",
-                        help="results to show; may be given several times (default: result/ of the data set)")
+    parser.add_argument("--save_path", help="where the pictures go (default: ./img; a page: the data set)")
+    parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two; a page: all)")
+    parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES, "curve", "page"],
+                        help="readme: masks, before_after")
+    parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER", help="results to show; may be given several "
+                        "times (default: result/ of the data set; a page: and sdr(fuse)/, what there is)")
+    parser.add_argument("--embed", action="store_true", help="put the images into the page, which is then one file to pass on")
     parser.add_argument("--detail", nargs=3, type=cli.number(int, 0), metavar=("LEFT", "TOP", "WIDTH"),
                         help="what a comparison enlarges, in pixels (default: where the rain matters most)")
     parser.add_argument("--width", type=cli.number(int, 100), default=WIDTH, help="of the picture, in pixels, at most")
