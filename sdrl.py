@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from models import BACKBONES
 from utils import cli, fast
 from utils.fast import own_rain
-from utils.image import ImageError, check_image, list_images, read_scale, tensor_to_uint8, uint8_to_tensor
+from utils.image import ImageError, check_image, list_images, read_scale, tensor_to_uint8, uint8_to_tensor, write_bytes
 from utils.inference import infer, model_device
 from utils.photograph import photograph_bytes, read_photograph
 from utils.progress import each_image
@@ -82,6 +82,14 @@ def read_references(folder, rainy, image_path, hint):
     return np.fromiter(read, np.dtype((np.uint8, rainy.shape)), len(paths)), read_scale(paths[0])
 
 
+def write_so_far(model, photograph, path, steps, recipe):
+    """Write what a network in training makes of a photograph after so many steps, in a folder of that name by the result."""
+    derained = tensor_to_uint8(infer(model, photograph.image, recipe.tile_size, recipe.amp))
+    model.train()
+    (path.parent / str(steps)).mkdir(exist_ok=True)
+    write_bytes(path.parent / str(steps) / path.name, photograph_bytes(derained, photograph))
+
+
 def add_data_flags(parser):
     """Add the flags that all learning stages have."""
     parser.add_argument("--rainy_data_path", default="./dataset/Rain100L/", help="a data set; its photographs are in input/")
@@ -125,6 +133,8 @@ def recipe_of(args):
 
 def main(args):
     device, recipe, data = cli.device(args.device), recipe_of(args), Path(args.rainy_data_path)
+    if args.recipe == "fast" and args.save_every:
+        raise ImageError("--save_every is of --recipe=paper; --recipe=fast is told how long to learn by --steps")
     source, references_path = data / "input", Path(args.sdr_data_path or data / "sdr")
     images = list_images(source, "put the photographs there, or name their data set with --rainy_data_path")
     hint = check_made_for(references_path, source, args.recipe, "sdr.py")
@@ -142,7 +152,13 @@ def main(args):
             derained = fast.derain_by_learning(photograph.image, fused, learner, scale)
         else:
             model = fresh_model(args.backbone, device, recipe)
-            derained = derain(model, photograph.image, references, recipe, progress.step)
+
+            def report(loss):
+                progress.step(loss)
+                if args.save_every and progress.steps % args.save_every == 0:
+                    write_so_far(model, photograph, results.path(path), progress.steps, recipe)
+
+            derained = derain(model, photograph.image, references, recipe, report)
         results.write(path, photograph_bytes(derained, photograph))
         return photograph.notice()
 
@@ -150,4 +166,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.start(main, add_flags(cli.Parser(__doc__)))
+    parser = add_flags(cli.Parser(__doc__))
+    parser.add_argument("--save_every", type=cli.number(int, 1), help="of the paper's recipe: keep what the network gives each "
+                        "time that so many steps are done, in result/<steps>/; utils.figures --figure=steps draws its scores")
+    cli.start(main, parser)

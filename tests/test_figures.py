@@ -137,7 +137,7 @@ def test_the_curve_figure_reads_loss_csv_and_needs_matplotlib(dataset, monkeypat
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
         done = figures(dataset, "--figure=curve", "--loss_path", path, ok=False)
-    assert done.stderr == "figures.py: --figure=curve needs the package matplotlib; run: pip install matplotlib\n"
+    assert done.stderr == "figures.py: a figure with curves needs the package matplotlib; run: pip install matplotlib\n"
     pytest.importorskip("matplotlib")
     figures(dataset, "--figure=curve", "--loss_path", path)
     assert read_image(dataset / "img/curve.png").shape == (400, 720, 3)

@@ -4,7 +4,7 @@
 
 All is measured on one core, over the first --limit photographs: the median and the quartiles of their times, each of which is
 the median of --repeats. For the growth a photograph is cut or tiled to each size. sdrl also learns on all cores, alone and
-beside another process that keeps a core busy.
+beside another process that keeps a core busy, and there it says what a step of the paper's recipe costs with each backbone.
 """
 import math
 import os
@@ -20,7 +20,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from models import BACKBONES
 from utils import cli, fast
 from ldgp import rain_mask
 from sdr import Sampler
@@ -30,13 +33,17 @@ from utils.fast.guided import GuidedSampler
 from utils.fast.own_rain import FAST, learner
 from utils.image import list_images, read_image
 from utils.tables import markdown
-from utils.training import fresh_model
+from utils.inference import mixed_precision
+from utils.training import fresh_model, learn_step
 
 MEGAPIXELS = [0.15, 0.6, 2.4, 9.6]  # the first is about what Rain100L has
 THRESHOLD = 10  # of NSS: what is above it in a mask is filled
 BUSY = [sys.executable, "-c", """import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()
 while True: pass"""]  # keeps a core busy until the pipe to it closes, as it does when this process ends, however that ends
+
+
+CPU = torch.device("cpu")
 
 
 class Case(NamedTuple):
@@ -62,7 +69,7 @@ WORK = {
         "guided samples, 50 references": lambda case: deque(GuidedSampler(case.image, case.layer).references(50), maxlen=0),
     },
     "sdrl": {
-        "paper, 10 steps of 5,000": lambda case: derain(fresh_model("Unet", "cpu", PAPER), case.image,
+        "paper, 10 steps of 5,000": lambda case: derain(fresh_model("Unet", CPU, PAPER), case.image,
                                                         case.image[None], PAPER._replace(steps=10)),
         FAST_STEPS: lambda case: fast.derain(case.image, learner(recipe=FAST._replace(steps=50))),
     },
@@ -78,6 +85,12 @@ def scaled(seconds):
 def seconds(work, case, repeats):
     """Return the median time of a call in seconds."""
     return np.median(timeit.repeat(lambda: work(case), number=1, repeat=repeats))
+
+
+def size(text):
+    """Parse pixels such as 480x320. Raises ValueError for anything else."""
+    width, height = map(int, text.split("x"))
+    return max(width, 1), max(height, 1)
 
 
 def tile(array, megapixels):
@@ -99,11 +112,35 @@ def measure_beside(cases, args):
                     [FAST_STEPS, scaled(alone), scaled(beside), f"{beside / alone:.2f}"]]), end="\n\n", flush=True)
 
 
+def measure_steps(args):
+    """Print what a step of the paper's recipe costs with each backbone, in both memory formats and against the operations a
+    second of a large matrix product."""
+    square = torch.rand(2048, 2048)
+    rate = 2 * 2048**3 / min(timeit.repeat(lambda: square @ square, number=1, repeat=5))
+    for backbone in args.backbones:
+        rows = []
+        for width, height in args.sizes:
+            x, y, times = *torch.rand(2, 1, 3, height, width), []
+            for memory_format in torch.contiguous_format, torch.channels_last:
+                model = fresh_model(backbone, CPU, PAPER).to(memory_format=memory_format)
+                adam = torch.optim.Adam(model.parameters(), lr=PAPER.lr)
+                arguments = model, x, y, adam, F.mse_loss, mixed_precision(CPU, False)
+                with FlopCounterMode(display=False) as counter:
+                    learn_step(*arguments)  # the first one takes longer
+                times.append(min(timeit.repeat(lambda: learn_step(*arguments), number=1, repeat=args.repeats)))
+            count = counter.get_total_flops()
+            rows.append([f"{width}x{height}", *map(scaled, times), f"{times[0] / times[1]:.2f}", f"{count / 1e9:.3g} billion",
+                         f"{count / times[1] / rate:.0%}"])
+        print(markdown([[f"{backbone}, a step of the paper's recipe", "contiguous", "channels last", "ratio", "operations",
+                         "rate, of a matrix product's"], *rows]), end="\n\n", flush=True)
+
+
 def measure(cases, args):
     """Print the times of a stage's work on one core, and how they grow."""
     work = WORK[args.stage]
     if args.stage == "sdrl":
-        measure_beside(cases, args)  # first, as below all threads share a core
+        measure_steps(args)  # first, as below all threads share a core
+        measure_beside(cases, args)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     cv2.setNumThreads(1)
@@ -146,4 +183,7 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=cli.number(int, 1), default=3, help="how often each is measured")
     parser.add_argument("--megapixels", nargs="*", type=cli.number(float, 0.01), default=MEGAPIXELS,
                         help="of ldgp and sdr: sizes for the growth, at least two, or none")
+    parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), default=list(BACKBONES), help="of sdrl: networks")
+    parser.add_argument("--sizes", nargs="+", type=size, default=[(480, 320), (128, 128)], metavar="WxH",
+                        help="of sdrl: pixels of the image in a step (default: 480x320 128x128)")
     cli.start(main, parser)

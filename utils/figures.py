@@ -3,8 +3,9 @@
     python -m utils.figures --dataset_path="./dataset/Demo" --save_path="./img"
 
 --figure makes others. comparison: a photograph in all versions side by side, with a detail enlarged; layer: what the two
-recipes take for rain; ldgp: each photograph above its mask; curve: the loss of sdrl_all.py, which needs matplotlib; page: an
-HTML file that shows all photographs, with a divider to drag between any two versions of each, and their scores.
+recipes take for rain; ldgp: each photograph above its mask; curve: the loss of sdrl_all.py; steps: the mean PSNR of what
+sdrl.py --save_every kept; both need matplotlib. page: an HTML file that shows all photographs, with a divider to drag between
+any two versions of each, and their scores.
 """
 import csv
 import os
@@ -17,9 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils import cli, fast
 from ldgp import rain_mask
-from utils.evaluate import named_folders, target_stem
+from utils.evaluate import RAINY, named_folders, score_folders, target_stem
 from utils.image import (ImageError, check_size, list_images, matching_file, one_line, png_bytes, read_image, read_mask,
                          write_bytes)
+from utils.metrics import mean_scores
 from utils.page import write_page
 
 SHOWN = ("chelsea", "coffee")  # of the demo set, unless --images names others
@@ -164,16 +166,31 @@ def read_losses(path):
     return points
 
 
-def draw_curve(losses):
-    """Draw losses on a logarithmic axis, (H, W, 3) uint8 BGR. losses: {name: points}. Raises ImageError without matplotlib."""
+def read_steps(dataset, folder):
+    """Return the mean PSNR of a folder's results after so many steps, {name: [(steps, dB)]}, and of what they are learnt from.
+
+    Raises ImageError where sdrl.py --save_every has kept nothing in the folder.
+    """
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+    if not steps:
+        raise ImageError(f"{folder}: no results after so many steps; run: python sdrl.py --save_every=500")
+    folders = {RAINY: dataset / "input", "fused references": dataset / "sdr(fuse)", **{str(n): folder / str(n) for n in steps}}
+    rows, _, _ = score_folders(folders, dataset / "target", ["rgb"], {})
+    means = {name: mean_scores(list(scored.values()))["psnr_rgb"] for name, scored in rows.items()}
+    level = {name: [(0, means[name]), (steps[-1], means[name])] for name in folders if not name.isdecimal()}
+    return {"SDRL": [(n, means[str(n)]) for n in steps], **level}
+
+
+def draw_curves(curves, title, x, y, scale="linear"):
+    """Draw curves {name: [(x, y)]} on named axes, (H, W, 3) uint8 BGR. Raises ImageError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImageError("--figure=curve needs the package matplotlib; run: pip install matplotlib") from None
+        raise ImageError("a figure with curves needs the package matplotlib; run: pip install matplotlib") from None
     figure = Figure(figsize=(7.2, 4), layout="tight")
-    axes = figure.add_subplot(xlabel="epoch", ylabel="mean squared error", yscale="log", title="Training loss of sdrl_all.py")
-    for name, points in losses.items():
+    axes = figure.add_subplot(xlabel=x, ylabel=y, yscale=scale, title=title)
+    for name, points in curves.items():
         axes.plot(*zip(*points), label=name, marker="." if len(points) == 1 else "")
     axes.legend()
     canvas = FigureCanvasAgg(figure)
@@ -199,7 +216,13 @@ def main(args):
         return make_page(args)
     if args.figure == "curve":
         places = args.loss_path or [f"./result_all/{Path(os.path.abspath(args.dataset_path)).name}/loss.csv"]
-        pictures = {"curve": draw_curve({place: read_losses(place) for place in places})}
+        losses = {place: read_losses(place) for place in places}
+        pictures = {"curve": draw_curves(losses, "Training loss of sdrl_all.py", "epoch", "mean squared error", "log")}
+    elif args.figure == "steps":
+        data = Path(args.dataset_path)
+        [folder] = named_folders(args.result_path or [str(data / "result")]).values()
+        curves = read_steps(data, Path(folder))
+        pictures = {"steps": draw_curves(curves, f"Results of sdrl.py, {data.resolve().name}", "steps", "PSNR in dB, mean")}
     else:
         inputs = list_images(Path(args.dataset_path) / "input", README)
         stems = args.images or (SHOWN if inputs.keys() >= set(SHOWN) else list(inputs)[:2])
@@ -220,7 +243,7 @@ if __name__ == "__main__":
     parser.add_argument("--dataset_path", default="./dataset/Demo", help="a data set that all three stages have worked on")
     parser.add_argument("--save_path", help="where the pictures go (default: ./img; a page: the data set)")
     parser.add_argument("--images", nargs="+", metavar="NAME", help="photographs to show, by name (default: two; a page: all)")
-    parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES, "curve", "page"],
+    parser.add_argument("--figure", default="readme", choices=["readme", *FIGURES, "curve", "steps", "page"],
                         help="readme: masks, before_after")
     parser.add_argument("--result_path", action="append", metavar="[NAME=]FOLDER", help="results to show; may be given several "
                         "times (default: result/ of the data set; a page: and sdr(fuse)/, what there is)")

@@ -9,7 +9,7 @@ import math
 import cv2
 import numpy as np
 
-from utils.fast.direction import (DIRECTIONS, FLOOR, LineStatistics, brightness_and_chroma, rain_direction, rotate_upright,
+from utils.fast.direction import (ALONG, DIRECTIONS, FLOOR, LineStatistics, brightness_and_chroma, rain_direction, rotate_upright,
                                   rotation_matrix)
 from utils.fast.fold import MARGIN, fold, unfold
 from utils.image import shrink
@@ -18,8 +18,10 @@ SPARSITY = 0.09  # sparsity weight against the total variation across, of thin r
 ALONG_WEIGHT = 1.6  # weight of the total variation along the streaks
 PENALTY = 20  # of ADMM
 GAIN = 1.15  # the solver, stopped early, makes rain too faint by this factor
+SPARSE, SCALES = 0.03, (1, 2)  # sparsity weight of rain that need not fall everywhere, and scales at which it is looked for
+CAUTION = 1.25  # what is found in the negative counts so many times
+SURROUNDINGS = 91  # pixels a side: of all that is compared with what is around it
 LAGS = range(5, 33)  # pixels across: distances at which lines may repeat
-NEIGHBOURHOOD = 91, 11  # pixels across, and 8 times as many along, that are compared with themselves
 SMOOTHING = 0.4, 2.5  # pixels across and along: sigma of the blur that removes the solver's staircases
 
 
@@ -78,21 +80,23 @@ def evidence_weight(statistics, direction):
     return float(max(1, 1.5 / evidence) ** 3 * np.clip((1.07 * rival) ** 4, 1, 3) / gaps)
 
 
-def reweighting(rain, valid):
+def reweighting(rain, valid, everywhere=True):
     """Return the factors on the sparsity weight after the first round of `solve_layer`, (h, w) float32.
 
     The weight doubles where there is no rain and falls to a fifth where there is, by R' near the pixel:
     max(2 d / (d + R'), 0.2) with d = 1e-5 / (mean of R)^2 within [0.004, 0.1], so it is higher in an image with little rain.
-    And rain falls everywhere: where R is larger in the 91x91 pixels around a pixel than around the median one, the weight is
+    And rain falls everywhere: where R is larger in the surroundings of a pixel than around the median one, the weight is
     higher in proportion, from half to four times (ours). rain: R, (h, w) float32 in [0, 1]; valid: (h, w) uint8.
     Reference: Candes, Wakin and Boyd, "Enhancing sparsity by reweighted l1 minimization", 2008.
     """
 
     def box_mean(plane):
-        return cv2.blur(plane, (91, 91), borderType=cv2.BORDER_CONSTANT)
+        return cv2.blur(plane, (SURROUNDINGS, SURROUNDINGS), borderType=cv2.BORDER_CONSTANT)
 
     level = np.clip(1e-5 / max(cv2.mean(rain, valid)[0], 1e-6) ** 2, 0.004, 0.1)
     reweighted = np.maximum(2 * level / (level + cv2.blur(rain, (3, 21))), 0.2)
+    if not everywhere:
+        return np.float32(reweighted)
     weight = valid.astype(np.float32)
     density = box_mean(rain * weight) / np.maximum(box_mean(weight), 1e-3) + 1e-4
     return np.float32(reweighted * np.clip(density / np.median(density[valid > 0]), 0.5, 4))
@@ -136,17 +140,18 @@ def regularity(brightness):
     height, width = brightness.shape
     low = cv2.resize(brightness, (width, max(1, height // 8)), interpolation=cv2.INTER_AREA)
     low -= cv2.blur(low, (LAGS.stop, 1))
-    energy = cv2.blur(low * low, NEIGHBOURHOOD) + 0.5  # grey levels squared: noise is not regular
+    around = SURROUNDINGS, SURROUNDINGS // 8
+    energy = cv2.blur(low * low, around) + 0.5  # grey levels squared: noise is not regular
     best, lowest = np.zeros_like(low), np.ones_like(low)
     for lag in LAGS:
-        correlation = cv2.blur(low * np.roll(low, -lag, axis=1), NEIGHBOURHOOD)
+        correlation = cv2.blur(low * np.roll(low, -lag, axis=1), around)
         correlation /= np.sqrt(energy * np.roll(energy, -lag, axis=1))
         best = np.maximum(best, correlation - np.maximum(lowest, 0))
         lowest = np.minimum(lowest, correlation)
     return cv2.resize(best, (width, height))
 
 
-def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
+def solve_layer(brightness, weight, sparsity, valid, everywhere=True, rounds=4, steps=12):
     """Estimate the rain R, 0 <= R <= Y, of an image in which it is upright, by ADMM stopped early on
 
         sum c |D_along R|  +  sum b R  +  sum w |D_across (R - Y)|.
@@ -166,7 +171,7 @@ def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
     threshold = 1 / PENALTY
     upper, lower = threshold * weight, -threshold * weight
     for number in range(rounds):
-        shrinkage = np.float32(threshold * sparsity) * (reweighting(rain, valid) if number else np.ones_like(rain))
+        shrinkage = np.float32(threshold * sparsity) * (reweighting(rain, valid, everywhere) if number else np.ones_like(rain))
         for _ in range(steps):
             along = differences(rain, 0)
             along += along_dual
@@ -189,13 +194,46 @@ def solve_layer(brightness, weight, sparsity, valid, rounds=4, steps=12):
     return rain
 
 
+def find_rain(upright, valid, sparsity, everywhere):
+    """Find the rain of an image in which it is upright, (h, w) float32 in grey levels, less the solver's staircases.
+
+    upright: (h, w, 3) float32 BGR; valid: (h, w) uint8; sparsity, everywhere: as of `solve_layer`.
+    """
+    height, width = valid.shape
+    below, beside = cv2.getOptimalDFTSize(height) - height, cv2.getOptimalDFTSize(width) - width
+    weight, brightness = (cv2.copyMakeBorder(plane, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+                          for plane in (chroma_weight(upright), np.clip(upright.mean(axis=2) / 255, 0, 1)))
+    valid = cv2.copyMakeBorder(valid, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
+    rain = GAIN * 255 * solve_layer(brightness, weight, sparsity, valid, everywhere)[:height, :width]
+    return cv2.GaussianBlur(rain, (0, 0), SMOOTHING[0], sigmaY=SMOOTHING[1])
+
+
+def find_sparse_rain(upright, valid, sparsity):
+    """Find rain that need not fall everywhere, with the image's negative as the control (ours). As `find_rain`.
+
+    Rain is brighter than its background, and a scene has as many dark lines as bright ones. So what is found in the negative
+    tells how much of what is found in the image would be found without rain. Rain counts by the share that the negative lacks
+    of the squared layer around it, times the share that it lacks of all lines of this strength or more, the strength being a
+    line's mean along it. Dense rain has dark gaps, which the negative takes for rain, and so does not count here.
+    Reference: Elias and Gygi, "Target-decoy search strategy", 2007, count false finds by finds in decoys.
+    """
+    found, control = (find_rain(image, valid, sparsity, everywhere=False) for image in (upright, 255 - upright))
+    power, control_power = (cv2.blur(rain * rain, (SURROUNDINGS, SURROUNDINGS)) + 1 for rain in (found, control))
+    lines, control_lines = (cv2.blur(rain, (1, ALONG)) for rain in (found, control))
+    levels = np.arange(0, 256, 0.5)
+    counts, control_counts = (np.histogram(plane, levels)[0][::-1].cumsum()[::-1] for plane in (lines, control_lines))
+    lacking = np.maximum.accumulate(1 - CAUTION * (control_counts + ALONG) / np.maximum(counts, 1))
+    credible = np.clip(1 - CAUTION * control_power / power, 0, 1) * np.interp(lines, levels[:-1], lacking.clip(0))
+    return found * np.float32(credible)
+
+
 def estimate_layer(image, strength=1.0, direction=None, statistics=None):
     """Estimate the rain layer of a photograph whose rain is thin, (H, W) float32 in grey levels, not rounded.
 
+    Rain that falls everywhere, and sparse rain at each scale of SCALES. Lines at a regular distance are left alone.
     image: (H, W, 3) uint8 BGR. strength: the sparsity weight is divided by it: above 1 more is taken for rain, streaks as well
-    as texture. Lines at a regular distance are left alone. direction: degrees, by default those of `rain_direction`.
-    statistics: the image's `LineStatistics`, if there are some already.
-    Raises ValueError for a strength of 0 or less.
+    as texture. direction: degrees, by default those of `rain_direction`. statistics: the image's `LineStatistics`, if there are
+    some already. Raises ValueError for a strength of 0 or less.
     """
     if not strength > 0:
         raise ValueError(f"strength must be above 0, not {strength}")
@@ -205,17 +243,13 @@ def estimate_layer(image, strength=1.0, direction=None, statistics=None):
     if folded is not image:
         return unfold(estimate_layer(folded, strength, direction, statistics), *image.shape[:2], MARGIN)
     upright, valid = rotate_upright(image.astype(np.float32), direction)
-    height, width = upright.shape[:2]
-    below, beside = cv2.getOptimalDFTSize(height) - height, cv2.getOptimalDFTSize(width) - width
-    weight, upright = (cv2.copyMakeBorder(plane, 0, below, 0, beside, cv2.BORDER_REPLICATE)
-                       for plane in (chroma_weight(upright), upright))
-    valid = cv2.copyMakeBorder(valid, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
-    brightness = np.clip(upright.mean(axis=2) / 255, 0, 1)
-    sparsity = sparsity_weight(image, direction, statistics, cv2.mean(weight, valid)[0]) / strength
-    layer = GAIN * 255 * solve_layer(brightness, weight, sparsity, valid)[:height, :width]
-    layer = cv2.GaussianBlur(layer, (0, 0), SMOOTHING[0], sigmaY=SMOOTHING[1])
-    regular = regularity(255 * brightness[:height, :width])  # rain falls at random, made lines do not
-    regular = np.maximum(regular, 1.5 * np.median(regular[valid[:height, :width] > 0]))  # nor are they rain where one is broken
+    sparsity = sparsity_weight(image, direction, statistics, cv2.mean(chroma_weight(upright), valid)[0])
+    layer = find_rain(upright, valid, sparsity / strength, everywhere=True)
+    for scale in SCALES if np.ptp(image, axis=2).any() else ():  # no chroma of a grey one tells rain from joints of bricks
+        sparse = find_sparse_rain(shrink(upright, scale), shrink(valid, scale), SPARSE / strength)
+        layer = np.maximum(layer, cv2.resize(sparse, layer.shape[::-1], interpolation=cv2.INTER_LINEAR))
+    regular = regularity(upright.mean(axis=2))  # rain falls at random, made lines do not
+    regular = np.maximum(regular, 1.5 * np.median(regular[valid > 0]))  # nor are they rain where one is broken
     layer *= np.clip(1.5 - 2 * regular, 0, 1)
     if direction:
         matrix, _ = rotation_matrix(*image.shape[:2], direction)
