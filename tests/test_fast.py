@@ -13,7 +13,7 @@ from utils.fast.guided import GuidedSampler
 from utils.fast.own_rain import FAST, OwnRain, learner, self_made_rain
 from utils.image import png_bytes, read_image
 from utils.metrics import psnr
-from utils.rain import add_rain
+from utils.rain import add_rain, draw_streaks
 
 from conftest import demo, enlarge, noise, photograph, speckled
 
@@ -60,10 +60,51 @@ def test_pictures_without_rain_have_none_and_made_lines_stay():
         assert np.sqrt(np.mean(np.square(layer_of(made), dtype=float))) < 6
 
 
+def made_things():
+    """Pictures of things that are long and thin, but no rain, in colours: a sheet, a railing, battens, letters, twigs."""
+    x, y = np.arange(360), np.arange(270)[:, None]
+    height, random = 120 + 20 * np.sin(y / 50) + 0 * x, np.random.default_rng(1)
+    yield height + 40 * np.sin((x + y / 9) * 2 * np.pi / 11)
+    yield np.where((x - y // 7) % 26 < 4, 205, height)
+    yield np.where(x % 17 < 5, 170, 90) + 0 * y
+    letters, twigs = np.full((2, 270, 360), 190, np.uint8)
+    for line in range(1, 9):
+        cv2.putText(letters, "illicit lIl Till HILL", (5, 30 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.9, 40, 2, cv2.LINE_AA)
+        start, end = random.integers(0, 360, (2, 2))
+        cv2.line(twigs, start, end, 70, 3, cv2.LINE_AA)
+    yield from (letters, twigs)
+
+
+def test_made_things_and_twigs_stay():
+    for picture in made_things():
+        coloured = np.clip(picture[..., None] * np.array([0.8, 1, 1.1]), 0, 255).astype(np.uint8)
+        derained = fast.derain(coloured)[0].astype(float)
+        assert np.sqrt(np.mean((derained - coloured) ** 2)) < 3
+
+
+@pytest.mark.parametrize("kind, least", [("thin", 0.6), ("wide", 0.5), ("short", 0.2), ("slanted", 0.6), ("long", 0.7)])
+def test_sparse_streaks_of_every_kind_go_before_dark_and_bright_and_not_from_the_negative(kind, least):
+    options = {"thin": {"thickness": (0.5, 1)}, "wide": {"thickness": (4, 7), "length": (50, 90), "density": 0.15},
+               "short": {"length": (8, 16)}, "slanted": {"tilt": 20}, "long": {"length": (80, 120)}}[kind]
+    clean = demo("rocket", "target")
+    rain = draw_streaks(clean.shape[:2], 1, **{"tilt": 0, "density": 0.4, "brightness": (50, 120), **options})
+    rainy = np.minimum(clean + rain[..., None], 255).astype(np.uint8)
+    derained = fast.derain(rainy)[0]
+    dark = clean.mean(axis=2) < 100
+    for part in (dark & (rain > 20), ~dark & (rain > 20)):
+        removed, added = ((rainy - image.astype(float)).mean(axis=2)[part].sum() for image in (derained, clean))
+        assert removed > least * added
+    negative = 255 - rainy
+    assert np.sqrt(np.mean((fast.derain(negative)[0].astype(float) - negative) ** 2)) < 2
+
+
 def test_a_higher_strength_takes_more_for_rain():
     rainy = demo("chelsea")
     weak, usual, strong = (rain_layer(rainy, strength=strength).mean() for strength in (0.5, 1, 2))
     assert 1.2 * weak < usual < strong / 1.2 and usual == rain_layer(rainy).mean()
+    sparse = add_rain(demo("rocket", "target"), 1, tilt=0, density=0.4)
+    means = [rain_layer(sparse, strength=strength).mean() for strength in (0.5, 0.8, 1, 1.3, 2, 4)]
+    assert means == sorted(means) and means[0] > 0
     for strength in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="strength must be above 0"):
             rain_layer(rainy, strength=strength)
