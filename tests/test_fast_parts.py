@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from utils.fast import guided
 from utils.fast.direction import LineStatistics, rain_direction
 from utils.fast.guided import GuidedSampler
-from utils.fast.layer import chroma_weight, evidence_weight, reweighting, solve_layer, sparsity_weight
+from utils.fast.layer import chroma_weight, evidence_weight, sparsity_weight
+from utils.fast.solver import reweighting, solve_layer
 from utils.rain import add_rain
 
 from conftest import demo, enlarge, noise, speckled

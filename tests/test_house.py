@@ -6,7 +6,8 @@ import pytest
 
 from conftest import ROOT
 
-COMMANDS = {f"utils.{name}" for name in ("derain", "demo", "figures", "page", "benchmark", "reproduce", "evaluate", "rain")}
+COMMANDS = {f"utils.{name}" for name in ("derain", "demo", "figures", "page", "curves", "benchmark", "reproduce", "evaluate",
+                                         "rain")}
 FLOORS = [
     ["models", "utils", *(f"utils.{name}" for name in ("image", "photograph", "results", "checkpoint", "inference", "metrics",
                                                        "tables", "cli", "progress", "distributed", "utils"))],

@@ -8,8 +8,9 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from utils.evaluate import gain, target_stem
-from utils.image import ImageError, check_size, list_images, photograph_bytes, read_photograph, write_bytes
+from utils.image import ImageError, check_size, list_images, write_bytes
 from utils.metrics import mean_scores, scores
+from utils.photograph import photograph_bytes, read_photograph
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
