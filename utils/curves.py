@@ -33,7 +33,8 @@ def read_steps(dataset, folder):
         raise ImageError(f"{folder}: no results after so many steps; run: python sdrl.py --save_every=500")
     folders = {RAINY: dataset / "input", "fused references": dataset / "sdr(fuse)", **{str(n): folder / str(n) for n in steps}}
     rows, _, _ = score_folders(folders, dataset / "target", ["rgb"], {})
-    means = {name: mean_scores(list(scored.values()))["psnr_rgb"] for name, scored in rows.items()}
+    common = set.intersection(*map(set, rows.values()))  # photographs that have all, while others are still learnt from
+    means = {name: mean_scores([scored[stem] for stem in common])["psnr_rgb"] for name, scored in rows.items()}
     level = {name: [(0, means[name]), (steps[-1], means[name])] for name in folders if not name.isdecimal()}
     return {"SDRL": [(n, means[str(n)]) for n in steps], **level}
 
