@@ -39,7 +39,7 @@ def find_photographs(places, derained):
 
 def main(args):
     if args.learn:
-        from utils.fast.own_rain import learner, recipe_for  # and torch with it, which takes seconds to load
+        from utils.fast.mistakes import learner, recipe_for  # and torch with it, which takes seconds to load
 
         device, recipe = cli.device(args.device), recipe_for(args.backbone)
     png = args.format == "png"
@@ -48,7 +48,7 @@ def main(args):
 
     def work(path, progress):
         photograph = read_photograph(path)
-        network = learner(args.backbone, device, recipe, progress.step) if args.learn else None
+        network = learner(args.backbone, device, recipe, progress.step, args.strength) if args.learn else None
         if args.learn:
             progress.reset(recipe.steps)
         image, layer = fast.derain(photograph.image, network, args.strength)

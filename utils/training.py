@@ -30,11 +30,11 @@ class Recipe(NamedTuple):
     amp: bool = False  # mixed precision
 
 
-def fresh_model(backbone, device, recipe):
-    """Return a backbone with the weights that the recipe's seed gives, on a device."""
+def fresh_model(backbone, device, recipe, inputs=3):
+    """Return a backbone with the weights that the recipe's seed gives, on a device. inputs: as of `models.build`."""
     with DRAWING, torch.random.fork_rng(devices=[]):  # torch's own generator is global: leave it to the caller as it was
         torch.manual_seed(recipe.seed)
-        model = build(backbone, residual=recipe.identity).to(device)
+        model = build(backbone, recipe.identity, inputs).to(device)
     return model.to(memory_format=torch.channels_last) if model_device(model).type == "cuda" else model
 
 
