@@ -116,7 +116,7 @@ def test_every_backbone_learns(backbone):
     """On odd sides, to correct what was found, and to put no light on."""
     rainy, fused = by_own_rain(21, 33)
     fused = np.rint(fused).astype(np.uint8)
-    rain = learner(backbone, recipe=FAST._replace(steps=2, batch_size=1))(rainy, fused)
+    rain = learner(backbone, recipe=FAST._replace(steps=3, batch_size=1))(rainy, fused)
     assert rain.shape == rainy.shape and (rain >= 0).all() and (rain <= rainy).all() and rain.max() > 10
     assert np.abs(rain - (rainy - fused)).max() > 1e-3
 
@@ -173,7 +173,6 @@ def test_crops_are_of_one_place_of_a_version():
 
     x, y = draw(crop_size=24, batch_size=50)
     assert y.shape == (50, 3, 24, 24) and torch.equal(x[:, :3], y + 1) and draw()[0].shape == (4, 6, 40, 56)
-    assert draw(crop_size=0)[1].shape == (4, 3, 40, 56)
     for turned in ([], [2, 3]):  # windows of either version, rotated by 180 degrees or not
         for _, clean in versions:
             windows = clean.unfold(2, 24, 1).unfold(3, 24, 1)[0].permute(1, 2, 0, 3, 4).flatten(0, 1)

@@ -27,9 +27,9 @@ FAST = Recipe(epoch=0, steps=600, lr=2e-3, identity=True, average=0, crop_size=8
 # Restormer's authors train it with this one (Zamir et al., CVPR 2022).
 FAST_TRANSFORMER = FAST._replace(steps=150, lr=3e-4)
 
-ROUNDS = 2
-VERSIONS = 7  # that are made at first, and once more when half of the steps are done
-ROTATIONS = 20, 160  # degrees: what was mistaken for rain in the background is far from the rain's direction then
+ROUNDS = 2  # equal parts of the steps, each with new versions, of the photograph as it is derained by then
+VERSIONS = 7  # in a round
+ROTATIONS = 20, 160  # degrees: lines of the background, lost where they were mistaken for rain, do not run along it then
 
 
 def recipe_for(backbone):
@@ -46,11 +46,7 @@ def learner(backbone="Unet", device="cpu", recipe=None, report=None, strength=1.
     recipe = recipe or recipe_for(backbone)
     if not recipe.steps:
         return None
-
-    def learn_from(rainy, derained):
-        return learn(fresh_model(backbone, device, recipe, inputs=7), rainy, derained, recipe, report, strength)
-
-    return learn_from
+    return lambda *images: learn(fresh_model(backbone, device, recipe, inputs=7), *images, recipe, report, strength)
 
 
 def learn(model, rainy, derained, recipe=FAST, report=None, strength=1.0):
