@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from models import BACKBONES
 from utils import cli, fast
-from utils.fast import own_rain
+from utils.fast import mistakes
 from utils.image import ImageError, check_image, list_images, read_scale, tensor_to_uint8, uint8_to_tensor, write_bytes
 from utils.inference import infer, model_device
 from utils.photograph import photograph_bytes, read_photograph
@@ -97,7 +97,7 @@ def add_data_flags(parser):
     parser.add_argument("--result_path", help="where the derained photographs go (default: result/ of the data set)")
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="network to train")
     parser.add_argument("--recipe", default="paper", choices=["paper", "fast"], help="paper: learn the references from the "
-                        "photographs; fast: learn to subtract self-made rain")
+                        "photographs; fast: learn to take rain off that was added to what was derained")
     parser.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=3, help="of all draws, set anew for every image")
     cli.add_inference_flags(parser)
     cli.add_overwrite_flag(parser)
@@ -108,7 +108,7 @@ def add_flags(parser):
     add_data_flags(parser)
 
     def add(name, meaning, **options):
-        defaults = f"paper: {getattr(PAPER, name)}, fast: {getattr(own_rain.FAST, name)}"
+        defaults = f"paper: {getattr(PAPER, name)}, fast: {getattr(mistakes.FAST, name)}"
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"{meaning} ({defaults})", **options)
 
     add("epoch", "times that every reference is used; of the paper's recipe alone", type=cli.number(int, 1))
@@ -127,7 +127,7 @@ def recipe_of(args):
     if args.recipe == "fast" and hasattr(args, "epoch"):
         raise ImageError("--epoch is of --recipe=paper; --recipe=fast is told how long to learn by --steps")
     given = {name: getattr(args, name) for name in Recipe._fields if hasattr(args, name)}
-    recipe = (own_rain.recipe_for(args.backbone) if args.recipe == "fast" else PAPER)._replace(**given)
+    recipe = (mistakes.recipe_for(args.backbone) if args.recipe == "fast" else PAPER)._replace(**given)
     return recipe._replace(epoch=0) if recipe.steps else recipe
 
 
@@ -147,7 +147,7 @@ def main(args):
         references, scale = read_references(references_path / path.stem, photograph.image, path, hint)
         progress.reset(recipe.steps or recipe.epoch * len(references))
         if args.recipe == "fast":
-            learner = own_rain.learner(args.backbone, device, recipe, progress.step)
+            learner = mistakes.learner(args.backbone, device, recipe, progress.step)
             fused = np.mean(references, axis=0, dtype=np.float32)
             derained = fast.derain_by_learning(photograph.image, fused, learner, scale)
         else:

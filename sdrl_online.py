@@ -13,7 +13,7 @@ from ldgp import find_rain, notice
 from sdr import add_nss_flags, nss_options, sampler_for
 from sdrl import add_flags, learn_references, recipe_of
 from utils import cli, fast
-from utils.fast import own_rain
+from utils.fast import mistakes
 from utils.image import check_size, list_images, read_mask, read_scale
 from utils.photograph import photograph_bytes, read_photograph
 from utils.progress import each_image
@@ -61,7 +61,7 @@ def main(args):
         mask, scale = mask_of(path, rainy)
         progress.reset(steps)
         if not paper:
-            learner = own_rain.learner(args.backbone, device, recipe, progress.step)
+            learner = mistakes.learner(args.backbone, device, recipe, progress.step, how.get("strength", 1.0))
             derained, _ = fast.derain(rainy, learner, layer=mask, scale=scale)
         else:
             sampler = sampler_for(rainy, mask, masks.get(path.stem, path), args)

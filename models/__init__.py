@@ -3,12 +3,12 @@ from .dncnn import DnCNN
 from .drsformer import DRSFormer
 from .resnet import ResNet
 from .restormer import Restormer
-from .unet import Unet
+from .unet import SmallUnet, Unet
 
 BACKBONES = {"Unet": Unet, "ResNet": ResNet, "DnCNN": DnCNN, "Restormer": Restormer, "DRSFormer": DRSFormer}
 
 
-def build(name, residual=False):
+def build(name, residual=False, inputs=3):
     """Build a backbone with fresh weights, drawn from torch's global random generator.
 
     Parameters
@@ -16,10 +16,11 @@ def build(name, residual=False):
     name : a key of `BACKBONES`
     residual : whether it starts at the identity: it returns input + network, whose last convolution starts at zero. Names of
         parameters do not change with it. Transformers add the input in any case.
+    inputs : channels that it sees, of which it returns the first three, changed. With more than three, Unet is a `SmallUnet`
 
     Returns
     -------
-    a torch module that maps (N, 3, H, W) in [0, 1], RGB, to the same shape, for H and W from 1 on
+    a torch module that maps (N, inputs, H, W) in [0, 1], RGB, to (N, 3, H, W), for H and W from 1 on
 
     Raises
     ------
@@ -27,4 +28,4 @@ def build(name, residual=False):
     """
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}: choose from {', '.join(BACKBONES)}")
-    return BACKBONES[name](residual=residual)
+    return (SmallUnet if name == "Unet" and inputs > 3 else BACKBONES[name])(residual, inputs)

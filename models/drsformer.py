@@ -113,6 +113,6 @@ class MixtureOfExperts(nn.Module):
 class DRSFormer(FourLevels):
     """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped. residual: as of `models.build`."""
 
-    def __init__(self, residual=False):
+    def __init__(self, residual=False, inputs=3):
         dim = 32
-        super().__init__(dim, TopKAttention, FeedForward, MixtureOfExperts(dim), MixtureOfExperts(2 * dim), residual)
+        super().__init__(dim, TopKAttention, FeedForward, MixtureOfExperts(dim), MixtureOfExperts(2 * dim), residual, inputs)

@@ -140,17 +140,17 @@ class FourLevels(nn.Module):
 
     dim: channels at the first level, doubled at every level below. attention, feed_forward: as of `TransformerBlock`.
     stem, refinement: modules at full size, of `dim` channels before the encoder and 2 `dim` after the decoder.
-    residual: as of `models.build`.
+    residual, inputs: as of `models.build`.
     """
 
-    def __init__(self, dim, attention, feed_forward, stem, refinement, residual=False):
+    def __init__(self, dim, attention, feed_forward, stem, refinement, residual=False, inputs=3):
         super().__init__()
 
         def level(n, width):
             blocks, heads = LEVELS[n - 1]
             return nn.Sequential(*[TransformerBlock(width, heads, attention, feed_forward) for _ in range(blocks)])
 
-        self.patch_embed = named(proj=conv(3, dim, 3))
+        self.patch_embed = named(proj=conv(inputs, dim, 3))
         self.encoder_level0 = stem
         self.encoder_level1 = level(1, dim)
         self.down1_2 = downsample(dim)
@@ -181,4 +181,4 @@ class FourLevels(nn.Module):
         y = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(y), level3], dim=1)))
         y = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(y), level2], dim=1)))
         y = self.decoder_level1(torch.cat([self.up2_1(y), level1], dim=1))  # level 1 keeps both halves: 2 dim channels
-        return x + crop_like(self.output(self.refinement(y)), x)
+        return x[:, :3] + crop_like(self.output(self.refinement(y)), x)

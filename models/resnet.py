@@ -2,7 +2,7 @@
 from torch import nn
 from torchvision.models import resnet18
 
-from .layers import crop_like, named, pad_to_multiple, zero_
+from .layers import conv, crop_like, named, pad_to_multiple, zero_
 
 
 def up(inputs, outputs, *activation):
@@ -13,10 +13,12 @@ def up(inputs, outputs, *activation):
 class ResNet(nn.Module):
     """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped. residual: as of `models.build`."""
 
-    def __init__(self, residual=False):
+    def __init__(self, residual=False, inputs=3):
         super().__init__()
         self.residual = residual
         self.resnet18 = resnet18(weights=None)
+        if inputs != 3:
+            self.resnet18.conv1 = conv(inputs, 64, 7, stride=2)
         del self.resnet18.avgpool, self.resnet18.fc
         self.up1 = up(512, 256, nn.ReLU(inplace=True))
         self.up2 = up(256, 128, nn.ReLU(inplace=True))
@@ -36,4 +38,4 @@ class ResNet(nn.Module):
         for enlarge, skip in ((self.up1, x4), (self.up2, x3), (self.up3, x2), (self.up4, x1)):
             y = enlarge(y) + skip
         y = crop_like(self.up5(y), x)
-        return x + y if self.residual else y
+        return x[:, :3] + y if self.residual else y

@@ -29,7 +29,7 @@ class FeedForward(nn.Module):
 class Restormer(FourLevels):
     """(N, 3, H, W) in [0, 1] to the same shape, any H and W from 1 up; not clipped. residual: as of `models.build`."""
 
-    def __init__(self, residual=False):
+    def __init__(self, residual=False, inputs=3):
         dim, blocks = 48, 4  # of the refinement
         refinement = nn.Sequential(*[TransformerBlock(2 * dim, 1, ChannelAttention, FeedForward) for _ in range(blocks)])
-        super().__init__(dim, ChannelAttention, FeedForward, nn.Identity(), refinement, residual)
+        super().__init__(dim, ChannelAttention, FeedForward, nn.Identity(), refinement, residual, inputs)

@@ -30,7 +30,7 @@ from sdr import Sampler
 from sdrl import PAPER, derain
 from utils.fast.direction import rain_direction
 from utils.fast.guided import GuidedSampler
-from utils.fast.own_rain import FAST, learner
+from utils.fast.mistakes import FAST, learner
 from utils.image import list_images, read_image
 from utils.tables import markdown
 from utils.inference import mixed_precision
@@ -55,7 +55,7 @@ class Case(NamedTuple):
     layer: np.ndarray  # (H, W) uint8, the fast recipe's
 
 
-FROM_FILE, NSS, FAST_STEPS = "LDGP, from the file to the mask", "NSS, 50 references", "fast, 50 steps of 750"
+FROM_FILE, NSS, FAST_STEPS = "LDGP, from the file to the mask", "NSS, 50 references", "fast, 50 steps of 600"
 WORK = {
     "ldgp": {
         FROM_FILE: lambda case: rain_mask(read_image(case.path)),

@@ -62,7 +62,7 @@ def find_photographs(places, derained):
 
 def main(args):
     if args.learn:
-        from utils.fast.own_rain import learner, recipe_for  # and torch with it, which takes seconds to load
+        from utils.fast.mistakes import learner, recipe_for  # and torch with it, which takes seconds to load
 
         device, recipe = cli.device(args.device), recipe_for(args.backbone)
     png = args.format == "png"
@@ -74,7 +74,7 @@ def main(args):
         for result in results:
             check_made_here(result.path(path))
         photograph = read_photograph(path)
-        network = learner(args.backbone, device, recipe, progress.step) if args.learn else None
+        network = learner(args.backbone, device, recipe, progress.step, args.strength) if args.learn else None
         if args.learn:
             progress.reset(recipe.steps)
         image, layer = fast.derain(photograph.image, network, args.strength)

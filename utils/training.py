@@ -30,11 +30,11 @@ class Recipe(NamedTuple):
     amp: bool = False  # mixed precision
 
 
-def fresh_model(backbone, device, recipe):
-    """Return a backbone with the weights that the recipe's seed gives, on a device."""
+def fresh_model(backbone, device, recipe, inputs=3):
+    """Return a backbone with the weights that the recipe's seed gives, on a device. inputs: as of `models.build`."""
     with DRAWING, torch.random.fork_rng(devices=[]):  # torch's own generator is global: leave it to the caller as it was
         torch.manual_seed(recipe.seed)
-        model = build(backbone, residual=recipe.identity)
+        model = build(backbone, recipe.identity, inputs)
     return model.to(device, memory_format=torch.channels_last)  # faster, other roundings: see `utils.benchmark sdrl`
 
 

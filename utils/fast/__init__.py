@@ -1,4 +1,4 @@
-"""The fast recipe: derain a photograph by its rain layer, guided samples and, if asked, learning from self-made rain (ours).
+"""The fast recipe: derain a photograph by its rain layer, guided samples and, if asked, learning (ours).
 
     from utils import fast
     derained, layer = fast.derain(image)
@@ -24,7 +24,7 @@ def derain(photograph, learner=None, strength=1.0, layer=None, scale=None):
     ----------
     photograph : (H, W, 3) uint8, BGR
     learner : function of the shrunk photograph and its background, (h, w, 3) uint8 each, that returns the rain to subtract,
-        (h, w, 3) float32 in grey levels: `utils.fast.own_rain.learner()`; without it nothing is learnt
+        (h, w, 3) float32 in grey levels: `utils.fast.mistakes.learner()`; without it nothing is learnt
     strength : above 1, more is taken for rain; of no effect on a layer that is given
     layer, scale : as from `rain_layer` and `thin_scale`, where they are known already
 
