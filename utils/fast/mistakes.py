@@ -53,6 +53,8 @@ def learn(model, rainy, derained, recipe=FAST, report=None, strength=1.0):
     """Train a network to correct a derained photograph; return the rain to subtract, (H, W, 3) float32 in grey levels.
 
     model: maps `what_was_found`, as a tensor, to a derained image, and starts at the one that it is given; trained in place.
+    A network may say where more rain is and where less, but not that there is more in all: nothing in the photograph tells
+    haze from rain, and where the scene is mistaken for rain the network would darken it all.
     rainy, derained: (H, W, 3) uint8 BGR. Raises as `fit` and `infer` do.
     """
     random, direction, corrected = np.random.default_rng(recipe.seed), rain_direction(rainy), derained
@@ -65,7 +67,8 @@ def learn(model, rainy, derained, recipe=FAST, report=None, strength=1.0):
         pairs = itertools.islice(crops(versions, schedule, recipe, random), steps)
         model = fit(model, pairs, optimizer, F.mse_loss, recipe, report)
         corrected = correct(model, rainy, derained, recipe)
-    return rainy - corrected
+    excess = max((derained - corrected).mean(), 0)
+    return np.maximum(rainy - corrected - excess, 0)
 
 
 def correct(model, rainy, derained, recipe=FAST):
