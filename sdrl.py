@@ -167,6 +167,6 @@ def main(args):
 
 if __name__ == "__main__":
     parser = add_flags(cli.Parser(__doc__))
-    parser.add_argument("--save_every", type=cli.number(int, 1), help="of the paper's recipe: keep what the network gives each "
-                        "time that so many steps are done, in result/<steps>/; utils.figures --figure=steps draws its scores")
+    parser.add_argument("--save_every", type=cli.number(int, 0), default=0, help="paper: keep what the network gives each time "
+                        "that so many steps are done, in result/<steps>/, for utils.figures --figure=steps; 0: never")
     cli.start(main, parser)

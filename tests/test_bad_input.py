@@ -178,7 +178,7 @@ ALONE = {**ANY, "epoch": ["0", "-1"], "steps": ["-1"], "average": ["-0.1", "1", 
          "batch_size": ["0", "-1", "4097"]}
 NUMBERS = {
     LDGP: {"patch_size": ["0", "31", "8.5"], "kernel_size": ["0", "-1", "", "10001"], "strength": ["0", "-1", "nan", "101"]},
-    SDR: {**NSS, "seed": ["-1", "x", "4294967296"]}, SDRL: ALONE, ONLINE: {**ALONE, **NSS},
+    SDR: {**NSS, "seed": ["-1", "x", "4294967296"]}, SDRL: {**ALONE, "save_every": ["-1"]}, ONLINE: {**ALONE, **NSS},
     ALL: {**ANY, "epoch": ["0"], "lr_steps": ["-1"], "batch_size": ["0", "1000001"], "crop_size": ["0", "16385"],
           "save_every": ["0"], "workers": ["-1", "257"], "cache_gb": ["-1", "nan", "1e30"]},
     TEST: {"tile_size": ANY["tile_size"]}}
