@@ -214,3 +214,20 @@ def solve_layer(Y, w, sparsity, rounds=4, steps=12, t=0.05, c=1.6):
             right = along_transposed(v1 - d1) + (v2 - d2) + across_transposed(across(Y) - v3 + d3)
             R = np.clip(np.fft.ifft2(np.fft.fft2(right) / spectrum).real, 0, Y)
     return R
+
+
+def credible_share(found, control):
+    """What the negative's layer lacks of the image's, around each pixel and among lines as strong, by counting."""
+
+    def mean(plane, across, along):
+        padded = np.pad(plane, [(along // 2,) * 2, (across // 2,) * 2], mode="reflect")
+        return np.array([[padded[y : y + along, x : x + across].mean() for x in range(plane.shape[1])]
+                         for y in range(plane.shape[0])])
+
+    lines, control_lines = mean(found, 1, 9), mean(control, 1, 9)
+    here = 1 - 1.25 * (mean(control**2, 91, 91) + 1) / (mean(found**2, 91, 91) + 1)
+    levels, lacking = np.arange(0, 255.5, 0.5), [0.0]
+    for level in levels:
+        share = 1 - 1.25 * ((control_lines >= level).sum() + 9) / max((lines >= level).sum(), 1)
+        lacking.append(max(lacking[-1], share))
+    return here.clip(0, 1) * np.interp(lines, levels, lacking[1:])

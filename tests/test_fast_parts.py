@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from utils.fast import guided
 from utils.fast.direction import LineStatistics, rain_direction
 from utils.fast.guided import GuidedSampler
-from utils.fast.layer import chroma_weight, evidence_weight, sparsity_weight
+from utils.fast.layer import chroma_weight, credible_share, evidence_weight, sparsity_weight
 from utils.fast.solver import reweighting, solve_layer
 from utils.rain import add_rain
 
@@ -51,6 +51,15 @@ def test_the_solver_is_the_literal_one(height, width):
     layer = solve_layer(bright.astype(np.float32), weight.astype(np.float32), 0.12, valid.astype(np.uint8))
     expected = literal.solve_layer(bright, weight, sparsity)
     assert abs(layer - expected).max() < 1e-3 and (expected.max() > 0.1 or min(height, width) < 20)
+
+
+def test_the_credible_share_is_the_literal_one():
+    random = np.random.default_rng(2)
+    found, control = (cv2.blur(random.gamma(0.3, scale, (60, 70)), (1, 7)).astype(np.float32) for scale in (40, 20))
+    share = credible_share(found, control)
+    expected = literal.credible_share(found.astype(float), control.astype(float))
+    assert np.abs(share - expected).mean() < 1e-3 and expected.max() > 0.3 and share.dtype == np.float32
+    assert not credible_share(control, control).any() and not credible_share(0 * found, control).any()
 
 
 def test_the_reweighting_is_the_literal_one():

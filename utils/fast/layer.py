@@ -113,23 +113,31 @@ def find_rain(upright, valid, sparsity, everywhere):
     return cv2.GaussianBlur(rain, (0, 0), SMOOTHING[0], sigmaY=SMOOTHING[1])
 
 
-def find_sparse_rain(upright, valid, sparsity):
-    """Find rain that need not fall everywhere, with the image's negative as the control (ours). As `find_rain`.
+def credible_share(found, control):
+    """Return what share of a layer is credible as rain, given that of the image's negative, (h, w) float32 in [0, 1] (ours).
 
     Rain is brighter than its background, and a scene has as many dark lines as bright ones. So what is found in the negative
-    tells how much of what is found in the image would be found without rain. Rain counts by the share that the negative lacks
-    of the squared layer around it, times the share that it lacks of all lines of this strength or more, the strength being a
-    line's mean along it. Dense rain has dark gaps, which the negative takes for rain, and so does not count here.
+    tells how much of what is found in the image would be found without rain. The share that the negative lacks of the squared
+    layer around a pixel, times the share that it lacks of all lines of this strength or more: a line's strength is the layer's
+    mean along it. found, control: (h, w) float32 in grey levels.
     Reference: Elias and Gygi, "Target-decoy search strategy", 2007, count false finds by finds in decoys.
     """
-    found, control = (find_rain(image, valid, sparsity, everywhere=False) for image in (upright, 255 - upright))
     power, control_power = (cv2.blur(rain * rain, (SURROUNDINGS, SURROUNDINGS)) + 1 for rain in (found, control))
     lines, control_lines = (cv2.blur(rain, (1, ALONG)) for rain in (found, control))
     levels = np.arange(0, 256, 0.5)
     counts, control_counts = (np.histogram(plane, levels)[0][::-1].cumsum()[::-1] for plane in (lines, control_lines))
     lacking = np.maximum.accumulate(1 - CAUTION * (control_counts + ALONG) / np.maximum(counts, 1))
-    credible = np.clip(1 - CAUTION * control_power / power, 0, 1) * np.interp(lines, levels[:-1], lacking.clip(0))
-    return found * np.float32(credible)
+    here = np.clip(1 - CAUTION * control_power / power, 0, 1)
+    return np.float32(here * np.interp(lines, levels[:-1], lacking.clip(0)))
+
+
+def find_sparse_rain(upright, valid, sparsity):
+    """Find rain that need not fall everywhere, as far as it is credible. As `find_rain`.
+
+    Dense rain has dark gaps, which the negative takes for rain, and so it does not count here.
+    """
+    found, control = (find_rain(image, valid, sparsity, everywhere=False) for image in (upright, 255 - upright))
+    return found * credible_share(found, control)
 
 
 def estimate_layer(image, strength=1.0, direction=None, statistics=None):
