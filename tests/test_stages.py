@@ -19,14 +19,16 @@ from sdr import Sampler, sample_references
 from sdrl import PAPER
 from sdrl_online import fresh_references
 from utils import fast
+from utils.curves import read_steps
 from utils.fast import mistakes
 from utils.fast.mistakes import FAST
-from utils.image import read_image, read_mask, tensor_to_uint8
+from utils.image import ImageError, read_image, read_mask, tensor_to_uint8
 from utils.inference import infer
+from utils.metrics import psnr
 from utils.sampling import fuse
 from utils.training import fresh_model
 
-from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PLACES, ROOT, SDR, SDRL, SHORT, STAGES, TEST, data_set,
+from conftest import (ALL, DATA, LDGP, ONE_THREAD, ONLINE, PLACES, ROOT, SDR, SDRL, SHORT, STAGES, TEST, complaint, data_set,
                       each_stage, files, from_shell, name_of, photograph, read_references, results, script, stage, write_png)
 
 
@@ -228,6 +230,28 @@ def test_flags_change_what_they_say(small, monkeypatch):
     data_set(small, bois=photograph(40, 56, 3))
     flags = ["", "--no-identity", "--batch_size=1", "--crop_size=8", "--average=0", "--lr=0.05", "--steps=9", "--seed=4"]
     assert len({result(ONLINE, f"--recipe=fast --steps=8 --lr=0.03 --average=0.5 {flag}") for flag in flags}) == len(flags)
+
+
+def test_what_a_network_gives_on_its_way_is_kept_and_its_scores_are_drawn(small):
+    place = small / DATA
+    result = place / "result"
+    stage(SDRL, "--steps=4", small)
+    usual = (result / "bois.png").read_bytes()
+    stage(SDRL, "--steps=4 --save_every=2 --overwrite", small)
+    assert (result / "bois.png").read_bytes() == (result / "4/bois.png").read_bytes() == usual  # looking changes nothing
+    assert (result / "2/bois.png").read_bytes() != usual
+    complaint(stage(SDRL, "--recipe=fast --save_every=2", small, ok=False), "--save_every is of --recipe=paper")
+    for folder in ("target", "sdr(fuse)"):
+        shutil.copytree(place / "input", place / folder)
+    curves = read_steps(place, result)
+    assert [steps for steps, _ in curves["SDRL"]] == [2, 4] and len(curves) == 3
+    clean, given = (read_image(place / f"{part}/bois.png") for part in ("target", "result/2"))
+    assert curves["SDRL"][0][1] == pytest.approx(psnr(given, clean))
+    with pytest.raises(ImageError, match="no results after so many steps; run: python sdrl.py --save_every=500"):
+        read_steps(place, place / "target")
+    pytest.importorskip("matplotlib")
+    script("-m", "utils.figures", "--figure=steps", "--dataset_path", place, "--save_path", small)
+    assert read_image(small / "steps.png").shape == (400, 720, 3)
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
