@@ -61,7 +61,8 @@ def learn_references(model, rainy, references, recipe=PAPER, report=None):
 
     references: an iterable of (H, W, 3) uint8 BGR tensors on the model's device. Returns an array of that. Raises as `fit`.
     """
-    x, random = uint8_to_tensor(rainy, model_device(model)), np.random.default_rng(recipe.seed)
+    x = uint8_to_tensor(rainy, model_device(model)).contiguous(memory_format=torch.channels_last)  # as the weights are
+    random = np.random.default_rng(recipe.seed)
 
     def pair(reference):
         y = uint8_to_tensor(reference)

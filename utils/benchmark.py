@@ -124,7 +124,7 @@ def measure_steps(args):
             for memory_format in torch.contiguous_format, torch.channels_last:
                 model = fresh_model(backbone, CPU, PAPER).to(memory_format=memory_format)
                 adam = torch.optim.Adam(model.parameters(), lr=PAPER.lr)
-                arguments = model, x, y, adam, F.mse_loss, mixed_precision(CPU, False)
+                arguments = model, x.contiguous(memory_format=memory_format), y, adam, F.mse_loss, mixed_precision(CPU, False)
                 with FlopCounterMode(display=False) as counter:
                     learn_step(*arguments)  # the first one takes longer
                 times.append(min(timeit.repeat(lambda: learn_step(*arguments), number=1, repeat=args.repeats)))

@@ -29,6 +29,7 @@ FAST_TRANSFORMER = FAST._replace(steps=150, lr=3e-4)
 
 ROUNDS = 2  # equal parts of the steps, each with new versions, of the photograph as it is derained by then
 VERSIONS = 7  # in a round
+MOST = 99  # percentile of the rain that was found: the most that a correction adds at a pixel
 ROTATIONS = 20, 160  # degrees: lines of the background, lost where they were mistaken for rain, do not run along it then
 
 
@@ -54,7 +55,8 @@ def learn(model, rainy, derained, recipe=FAST, report=None, strength=1.0):
 
     model: maps `what_was_found`, as a tensor, to a derained image, and starts at the one that it is given; trained in place.
     A network may say where more rain is and where less, but not that there is more in all: nothing in the photograph tells
-    haze from rain, and where the scene is mistaken for rain the network would darken it all.
+    haze from rain, and where the scene is mistaken for rain the network would darken it all. Nor does it add more at a
+    pixel than MOST percent of the found rain stay below: what it makes of colours that it has seldom seen is bounded.
     rainy, derained: (H, W, 3) uint8 BGR. Raises as `fit` and `infer` do.
     """
     random, direction, corrected = np.random.default_rng(recipe.seed), rain_direction(rainy), derained
@@ -67,8 +69,8 @@ def learn(model, rainy, derained, recipe=FAST, report=None, strength=1.0):
         pairs = itertools.islice(crops(versions, schedule, recipe, random), steps)
         model = fit(model, pairs, optimizer, F.mse_loss, recipe, report)
         corrected = correct(model, rainy, derained, recipe)
-    excess = max((derained - corrected).mean(), 0)
-    return np.maximum(rainy - corrected - excess, 0)
+    excess, most = max((derained - corrected).mean(), 0), np.percentile(rain_between(rainy, derained), MOST, method="higher")
+    return np.clip(rainy - corrected - excess, 0, (rainy - derained) + most)
 
 
 def correct(model, rainy, derained, recipe=FAST):
