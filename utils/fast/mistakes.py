@@ -55,8 +55,8 @@ def learn(model, rainy, derained, recipe=FAST, report=None, strength=1.0):
 
     model: maps `what_was_found`, as a tensor, to a derained image, and starts at the one that it is given; trained in place.
     A network may say where more rain is and where less, but not that there is more in all: nothing in the photograph tells
-    haze from rain, and where the scene is mistaken for rain the network would darken it all. Nor does it add more at a
-    pixel than MOST percent of the found rain stay below: what it makes of colours that it has seldom seen is bounded.
+    haze from rain, and where the scene is mistaken for rain the network would darken it all. And at no
+    pixel does it add more than the percentile MOST of the rain that was found, as it errs at colours that are rare.
     rainy, derained: (H, W, 3) uint8 BGR. Raises as `fit` and `infer` do.
     """
     random, direction, corrected = np.random.default_rng(recipe.seed), rain_direction(rainy), derained
