@@ -98,7 +98,7 @@ def add_data_flags(parser):
     parser.add_argument("--result_path", help="where the derained photographs go (default: result/ of the data set)")
     parser.add_argument("--backbone", default="Unet", choices=list(BACKBONES), help="network to train")
     parser.add_argument("--recipe", default="paper", choices=["paper", "fast"], help="paper: learn the references from the "
-                        "photographs; fast: learn to take rain off that was added to what was derained")
+                        "photographs; fast: learn to correct what the rain layer and guided samples find")
     parser.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=3, help="of all draws, set anew for every image")
     cli.add_inference_flags(parser)
     cli.add_overwrite_flag(parser)

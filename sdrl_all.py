@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
+from models import INPUTS
 from sdrl import add_data_flags
 from test_all import derain_images
 from utils import checkpoint, cli
 from utils.distributed import ranks, wait_for_ranks
-from utils.fast.own_rain import OwnRain
+from utils.fast.mistakes import Versions
 from utils.image import ImageError, check_size, list_images, read_image, write_bytes
 from utils.inference import mixed_precision
 from utils.progress import Progress
@@ -79,7 +80,7 @@ def save(folder, model, mean, optimizer, losses, about):
 def train(pairs, folder, recipe, device, args):
     """Train a network, or go on with the folder's; return how many epochs it took. Raises ImageError for an infinite loss."""
     (rank, world), fast, resume = ranks(), args.recipe == "fast", folder / "resume.pkl"
-    model = fresh_model(args.backbone, device, recipe)
+    model = fresh_model(args.backbone, device, recipe, INPUTS[args.recipe])
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     mean = averaged(model, recipe.average) if fast else None
     losses = restore(resume, model, mean, optimizer) if resume.exists() else []
@@ -89,12 +90,15 @@ def train(pairs, folder, recipe, device, args):
     if rank == 0 and first:
         print(f"sdrl_all.py: goes on after epoch {first} of {resume}", file=sys.stderr)
 
-    crops = (OwnRain if fast else Crops)(pairs, args.crop_size, args.seed, args.cache_gb)
+    crops = (Versions if fast else Crops)(pairs, args.crop_size, args.seed, args.cache_gb)
+    if fast and rank == 0 and first < args.epoch:
+        print(f"sdrl_all.py: the first epoch takes longer, as it makes {crops.number} rainy versions of each photograph",
+              file=sys.stderr)
     order = Order(crops, world, rank, seed=args.seed)
     loader = DataLoader(crops, max(args.batch_size // world, 1), sampler=order, num_workers=args.workers,
                         pin_memory=device.type == "cuda", persistent_workers=args.workers > 0, worker_init_fn=cli.quiet_worker)
-    trained, criterion = DistributedDataParallel(model) if world > 1 else model, F.l1_loss if fast else F.mse_loss
-    precision, progress = mixed_precision(device, args.amp), Progress(f"sdrl_all.py: {folder / 'model.pkl'}", "epoch")
+    trained, precision = DistributedDataParallel(model) if world > 1 else model, mixed_precision(device, args.amp)
+    progress = Progress(f"sdrl_all.py: {folder / 'model.pkl'}", "epoch")
     about = {"recipe": args.recipe, "backbone": args.backbone, "identity": recipe.identity}
     progress.reset(args.epoch, done=first)
     trained.train()
@@ -103,10 +107,9 @@ def train(pairs, folder, recipe, device, args):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * 0.5 ** (epoch // args.lr_steps if args.lr_steps else 0)
         total = torch.zeros((), device=device)
-        for batch in loader:  # (N, 2, h, w, 3) uint8 BGR
-            batch = batch.to(device, non_blocking=True)
-            rainy, reference = (batch[:, n].flip(-1).permute(0, 3, 1, 2).float() / 255 for n in (0, 1))
-            total += learn_step(trained, rainy, reference, optimizer, criterion, precision, mean)
+        for batch in loader:  # (N, h, w, C), BGR, in grey levels
+            batch = batch.to(device, non_blocking=True).flip(-1).permute(0, 3, 1, 2).float() / 255  # (N, C, h, w), RGB
+            total += learn_step(trained, batch[:, :-3], batch[:, -3:], optimizer, F.mse_loss, precision, mean)
         if world > 1:
             dist.all_reduce(total)
         losses.append(float(total) / len(loader) / world)

@@ -4,13 +4,12 @@
         --result_path="./result_all/Rain100L/image/"
 """
 import os
-from functools import partial
 from pathlib import Path
 
 from sdrl import PAPER
 from utils import cli, fast
 from utils.checkpoint import load_model
-from utils.fast.own_rain import learnt_rain
+from utils.fast.mistakes import corrector
 from utils.image import list_images, tensor_to_uint8
 from utils.inference import infer
 from utils.photograph import photograph_bytes, read_photograph
@@ -21,12 +20,11 @@ from utils.results import Results
 def derain_with(model, rainy, name="paper", recipe=PAPER):
     """Derain a photograph, (H, W, 3) uint8 BGR, with a network that a whole data set trained; returns the same.
 
-    name: of the recipe. In the fast one the network has learnt to subtract self-made rain, and guided samples of the
-    photograph's own rain layer have their say too: see `utils.fast.own_rain`.
+    name: of the recipe. In the fast one the network corrects what the rain layer and the guided samples find.
     """
     if name == "paper":
         return tensor_to_uint8(infer(model, rainy, recipe.tile_size, recipe.amp))
-    return fast.derain(rainy, partial(learnt_rain, model, recipe=recipe))[0]
+    return fast.derain(rainy, corrector(model, recipe))[0]
 
 
 def derain_images(images, model, name, recipe, results, failed=0):

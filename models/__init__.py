@@ -6,6 +6,7 @@ from .restormer import Restormer
 from .unet import SmallUnet, Unet
 
 BACKBONES = {"Unet": Unet, "ResNet": ResNet, "DnCNN": DnCNN, "Restormer": Restormer, "DRSFormer": DRSFormer}
+INPUTS = {"paper": 3, "fast": 7}  # channels that a recipe's network sees: the rainy image; `utils.fast.mistakes.what_was_found`
 
 
 def build(name, residual=False, inputs=3):

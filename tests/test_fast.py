@@ -1,4 +1,4 @@
-"""The fast recipe on arrays: drawn rain, the data set, pictures without rain, large photographs, and self-made rain."""
+"""The fast recipe on arrays: drawn rain, the data set, pictures without rain, large photographs, and learning its mistakes."""
 from types import SimpleNamespace
 
 import cv2
@@ -12,8 +12,7 @@ from utils.fast import direction, rain_layer, thin_scale
 from utils.fast.direction import rain_direction
 from utils.fast.fold import MARGIN, fold, pieces, unfold
 from utils.fast.guided import GuidedSampler
-from utils.fast.mistakes import FAST, crops, learner, version
-from utils.fast.own_rain import OwnRain
+from utils.fast.mistakes import FAST, Versions, crops, learner, version, what_was_found
 from utils.image import png_bytes, read_image
 from utils.metrics import psnr
 from utils.rain import add_rain, draw_streaks
@@ -166,7 +165,7 @@ def test_a_large_photograph_is_sampled_and_learnt_small_and_keeps_its_details():
         assert one.dtype == np.uint8 and (rain == rain[..., :1]).all() and rain.min() >= 0
     expected = cv2.resize((image - small).max(axis=2), (60, 48), interpolation=cv2.INTER_CUBIC).clip(0)
     assert expected.max() > 20 and np.abs(large.astype(int) - fused - expected[..., None]).max() < 0.502
-    rainy, fused = map(with_checks, by_own_rain())
+    rainy, fused = map(with_checks, with_stripes())
     taken = rainy.astype(int) - learn(rainy, fused, scale=2)
     assert taken.min() >= 0 and taken.max() > 10
     assert abs(np.diff(taken[..., 0])).max() < 20  # without a trace of the checks
@@ -184,7 +183,7 @@ def test_the_fast_recipe_on_an_array():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_learns(backbone):
     """On odd sides, to correct what was found, and to put no light on."""
-    rainy, fused = by_own_rain(21, 33)
+    rainy, fused = with_stripes(21, 33)
     fused = np.rint(fused).astype(np.uint8)
     rain = learner(backbone, recipe=FAST._replace(steps=3, batch_size=1))(rainy, fused)
     assert rain.shape == rainy.shape and (rain >= 0).all() and (rain <= rainy).all() and rain.max() > 10
@@ -196,7 +195,7 @@ def learn(rainy, fused, backbone="Unet", scale=1, **options):
     return fast.derain_by_learning(rainy, fused, learner(backbone, recipe=recipe), scale)
 
 
-def by_own_rain(height=37, width=53):
+def with_stripes(height=37, width=53):
     """A photograph of middling levels, and the photograph without what guided samples might take off."""
     rainy = photograph(height, width, 1) // 2 + 80
     fused = rainy - np.where((np.arange(width) + np.arange(height)[:, None]) % 9 < 2, 30, 0).astype(np.float32)[..., None]
@@ -209,18 +208,36 @@ def test_a_data_set_is_learnt_at_the_scale_at_which_rain_is_thin(tmp_path):
         paths = tmp_path / "input.png", tmp_path / "target.png"
         for path in paths:
             path.write_bytes(png_bytes(enlarge(demo("astronaut", path.stem), scale), scale=scale))
-        scenes[scale], rain = OwnRain([(paths[0], paths[1:])], 64, 3, 1).read_pair(0)
-        assert rain.shape[:2] == scenes[scale].shape[:2] == (240, 320) and rain.mean() > 3
+        (scenes[scale], rainy, _), *more = Versions([(paths[0], paths[1:])], 64, 3, 1).read_versions(0)
+        assert len(more) == 6 and rainy.shape == scenes[scale].shape == (240, 320, 3) and (rainy - scenes[scale]).mean() > 3
     assert psnr(scenes[1], scenes[4]) > 30
+
+
+def test_a_data_set_that_is_larger_than_the_cache_is_learnt_part_by_part(tmp_path, monkeypatch):
+    """Each part for a hundred epochs; one that the cache holds has all its photographs in every epoch, and more versions."""
+    paths = [tmp_path / f"{name}.png" for name in range(5)]
+    for number, path in enumerate(paths):
+        path.write_bytes(png_bytes(np.full((24, 30, 3), 100 + number, np.uint8)))
+    monkeypatch.setattr(Versions, "versions", lambda self, index: made.append(index) or [[np.full((24, 30, 3), index)] * 3])
+
+    def seen(epoch, photographs):
+        items = Versions([(path, [path]) for path in paths], 8, 3, photographs * 9 * 24 * 30 / 1e9)
+        return items.number, sorted(items[epoch, index][0, 0, 0] for index in range(5))
+
+    made = []
+    assert seen(0, 5) == seen(150, 9) == (1, [0, 1, 2, 3, 4]) and seen(3, 10)[0] == 2 and seen(3, 1000)[0] == 7
+    assert [seen(epoch, 2)[1] for epoch in (0, 99, 100, 200)] == [[0, 0, 0, 1, 1]] * 2 + [[2, 2, 2, 3, 3], [0, 0, 4, 4, 4]]
+    assert len(made) == 20 + 4 * 2 and seen(0, 0.1)[1] == [0] * 5
 
 
 def test_versions_are_backgrounds_under_the_rain_that_was_found():
     """The same light in all channels, from elsewhere, up to white, on the background, mirrored or not, every other rotated."""
-    rainy, fused = by_own_rain()
+    rainy, fused = with_stripes()
     rainy[5:9, 5:40] += 2  # with fainter rain, which is not used
     random, flipped, factors = np.random.default_rng(1), 0, set()
     for number in range(12):
-        found, clean = version(rainy, fused, 0, 1.0, number, random)
+        clean, *images = version(rainy, fused, 0, 1.0, number, random)
+        found = what_was_found(*images)
         assert found.shape == (37, 53, 7) and clean.shape == rainy.shape and clean.dtype == np.uint8
         added = found[..., 1:4] - clean
         assert added.min() == 0 and (added == added.max(axis=2, keepdims=True))[found[..., 1:4] < 255].all()
@@ -250,14 +267,14 @@ def test_crops_are_of_one_place_of_a_version():
 
 
 def test_learning_is_repeatable_and_left_out_with_no_steps():
-    rainy, fused = by_own_rain()
+    rainy, fused = with_stripes()
     fused[3, 4] = 100.4, 99.5, 98.6
     assert np.array_equal(learn(rainy, fused, steps=0), np.rint(fused))
     once = learn(rainy, fused, steps=3)
     assert np.array_equal(once, learn(rainy, fused, steps=3)) and not np.array_equal(once, learn(rainy, fused, steps=3, seed=4))
     with pytest.raises(ValueError, match="does not belong"):
         learn(rainy, fused[1:])
-    rainy, fused = by_own_rain()  # what does not learn leaves what was found
+    rainy, fused = with_stripes()  # what does not learn leaves what was found
     assert np.array_equal(learn(rainy, fused, lr=0), fused)
     rainy = np.full((40, 40, 3), (255, 200, 180), np.uint8)  # of which one channel was cut off: it keeps its own light
     fused = rainy.astype(np.float32) - (10, 30, 30)

@@ -203,6 +203,18 @@ def test_a_network_is_rebuilt_from_its_checkpoint(small):
     assert abs(read_image(saved / "image/bois.png").astype(int) - expected).max() <= 1
 
 
+def test_a_data_sets_network_starts_at_what_was_found(small):
+    """With --recipe=fast: what it sees of a version, and its loss, are of what was found, its background what it shall give."""
+    stage(ALL, "--recipe=fast --lr=0 --epoch=2 --crop_size=16", small)
+    path = small / DATA / "input/bois.png"
+    assert np.array_equal(read_image(small / DATA / "result/bois.png"), fast.derain(read_image(path))[0])
+    items = mistakes.Versions([(path, [small / DATA / f"sdr/bois/{n}.png" for n in range(2)])], 16, 3, 2)
+    for line in (small / "result_all/Rain100L/loss.csv").read_text().splitlines()[1:]:
+        clean, rain, version, derained = np.split(items[int(line[0]) - 1, 0] / 255, [3, 4, 7], axis=2)
+        assert float(line[2:]) == pytest.approx(np.mean((derained - clean) ** 2), rel=1e-3)
+        assert np.allclose(rain / 4, (version - derained).max(axis=2, keepdims=True)) and (version >= clean - 1e-9).all()
+
+
 @pytest.mark.parametrize("flags, width", [
     *((f"--identity --backbone={name}", 50) for name in BACKBONES), ("--identity --tile_size=256", 300),
     ("--identity --amp", 20), ("--identity --average=0.9 --crop_size=16 --batch_size=3", 50), ("--recipe=fast", 120),

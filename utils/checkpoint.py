@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from models import BACKBONES, build
+from models import BACKBONES, INPUTS, build
 from utils.image import ImageError, write_bytes
 
 
@@ -88,6 +88,7 @@ def load_model(path, device):
     backbone = content.get("backbone", "Unet")
     if not isinstance(backbone, str) or backbone not in BACKBONES:
         raise ImageError(f"{path}: holds an unknown backbone {str(backbone)[:50]!r} (known: {', '.join(BACKBONES)})")
-    model = build(backbone, residual=content.get("identity", False) is True)
+    recipe = "fast" if content.get("recipe") == "fast" else "paper"
+    model = build(backbone, content.get("identity", False) is True, INPUTS[recipe])
     load_weights(model, content["model"], path)
-    return model.to(device), "fast" if content.get("recipe") == "fast" else "paper"
+    return model.to(device), recipe

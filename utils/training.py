@@ -77,8 +77,14 @@ def learn_step(model, x, y, optimizer, criterion, precision, mean=None):
 
 
 def averaged(model, decay):
-    """Return the exponential moving average of a network: its `module`, which `update_parameters` keeps up to date."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    """Return the exponential moving average of a network: its `module`, which `update_parameters` keeps up to date.
+
+    The decay is lower at first, (1 + n) / (10 + n) after n steps, or the mean would hold on to the fresh weights.
+    """
+    def average(means, weights, count):
+        get_ema_multi_avg_fn(min(decay, float(1 + count) / float(10 + count)))(means, weights, count)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def crop_window(shape, size, random):
@@ -88,7 +94,9 @@ def crop_window(shape, size, random):
 
 
 class Crops(Dataset):
-    """Random crops of rainy images and of one of their references each: items (2, crop, crop, 3) uint8 BGR.
+    """Random crops of one of the references of a rainy image, and of what the network sees of the image: items (crop, crop, C).
+
+    Both lie one behind the other, in BGR and grey levels: here (crop, crop, 6) uint8, the reference and the rainy image.
 
     images: a list of (path of the rainy image, [paths of its references]). An item is named by (epoch, index) and depends on
     nothing but these and the seed: so an interrupted training can go on, with any number of workers or processes.
@@ -110,14 +118,14 @@ class Crops(Dataset):
         epoch, index = name
         random = np.random.default_rng((self.seed, epoch, index))
         crops = self.pair(index, random)
-        return np.ascontiguousarray(crops[:, :, ::-1] if random.random() < 0.5 else crops)
+        return np.ascontiguousarray(crops[:, ::-1] if random.random() < 0.5 else crops)
 
     def pair(self, index, random):
-        """Return the crops of a photograph and of its reference, (2, crop, crop, 3) uint8."""
+        """Return the crops of a reference of a photograph and of the photograph, (crop, crop, C)."""
         path, references = self.images[index]
         rainy = self.read(path)
         reference = read_reference(references[random.integers(len(references))], rainy, path, self.read)
-        return self.crop([rainy, reference], random)
+        return np.dstack(self.crop([reference, rainy], random))
 
     def crop(self, images, random):
         """Return the same random square of images of one size, reflected beyond the border where they are smaller than it."""
