@@ -187,5 +187,6 @@ if __name__ == "__main__":
                         help="of ldgp and sdr: sizes for the growth, at least two, or none")
     parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), default=list(BACKBONES), help="of sdrl: networks")
     parser.add_argument("--sizes", nargs="+", type=size, default=[(480, 320), (128, 128)], metavar="WxH",
-                        help="of sdrl: pixels of the image in a step (default: 480x320 128x128)")
+                        help="of sdrl: pixels of the image in a step, of which Restormer and DRSFormer need 33 GB at 480x320 "
+                             "(default: 480x320 128x128)")
     cli.start(main, parser)
