@@ -113,9 +113,9 @@ def stage(command, flags="", cwd=ROOT, ok=True):
 
 
 def complaints(done):
-    """The lines on stderr, which has no traceback, but for those that tell what is done."""
+    """The lines on stderr, which has no traceback, but for those that tell what is done or takes long."""
     assert "Traceback" not in done.stdout + done.stderr and "Warning" not in done.stderr, done.stderr[-3000:]
-    return [line for line in done.stderr.splitlines() if not re.search(r"\(\d+ of \d+\): \d+\.\d\d s", line)]
+    return [line for line in done.stderr.splitlines() if not re.search(r"\(\d+ of \d+\): \d+\.\d\d s|takes longer", line)]
 
 
 def complaint(done, *words):
