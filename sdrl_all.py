@@ -137,7 +137,7 @@ def main(args):
     identity = fast if args.identity is None else args.identity
     recipe = Recipe(args.epoch, 0, args.lr, identity, AVERAGE if fast else 0, args.crop_size, args.batch_size, args.seed,
                     args.tile_size, args.amp)
-    names = "recipe", "backbone", "seed", "lr", "lr_steps", "batch_size", "crop_size", "amp"
+    names = "recipe", "backbone", "seed", "lr", "lr_steps", "batch_size", "crop_size", "amp", *["cache_gb"] * fast
     settings = {name: getattr(args, name) for name in names} | {"identity": identity, "device": device.type, "processes": world}
     made_from, network = {"input": source, "sdr": references_path}, folder / "model.pkl"
     networks = Results("sdrl_all.py", folder, settings, made_from, lambda _: [references[0].parent for _, references in pairs],
@@ -175,5 +175,6 @@ if __name__ == "__main__":
     parser.add_argument("--save_every", type=cli.number(int, 1), default=50, help="epochs between checkpoints")
     parser.add_argument("--workers", type=cli.number(int, 0, 256), default=0, help="processes that prepare crops")
     parser.add_argument("--cache_gb", type=cli.number(float, 0, 1e6), default=2,
-                        help="memory for images that are kept decoded, of each process and worker")
+                        help="memory for images that are kept decoded, of each process and worker; fast: that holds the "
+                             "versions, so with less there are fewer")
     cli.start(main, parser)
