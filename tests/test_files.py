@@ -301,7 +301,7 @@ def test_checkpoints_of_a_dataparallel_without_an_entry_model_and_of_another_pro
         assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
     for content in ({"params": weights}, {"model": build("DnCNN").state_dict()}, {"weights": {}}):
         torch.save(content, path)
-        with pytest.raises(ImageError, match="not of this backbone .* name a checkpoint that sdrl_all.py wrote$"):
+        with pytest.raises(ImageError, match="not of this backbone .* name a checkpoint that today's sdrl_all.py wrote$"):
             checkpoint.load_model(path, "cpu")
 
 

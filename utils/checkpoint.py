@@ -65,7 +65,7 @@ def load_weights(model, weights, path):
     other = [*(weights.keys() - state.keys()), *(state.keys() - weights.keys())]
     if other:
         raise ImageError(f"{path}: its weights cannot be used in a {kind}: they are not of this backbone ({len(other)} names "
-                         f"differ, as {min(other)[:50]}); name a checkpoint that sdrl_all.py wrote")
+                         f"differ, as {min(other)[:50]}); name a checkpoint that today's sdrl_all.py wrote")
     try:
         for name, tensor in weights.items():
             if name in state and tensor.is_floating_point() != state[name].is_floating_point():
