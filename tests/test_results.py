@@ -199,6 +199,7 @@ def test_a_training_goes_on_as_if_it_had_not_been_interrupted(copy):
             said = again(ALL, copy, f"{then} {recipe}")
             assert first == 3 or f"goes on after epoch {first} of result_all/Rain100L/resume.pkl" in said.stderr
             assert f"{3 if first == 3 else 3 - first} epochs in" in said.stdout and what_is_there() == unbroken
+    assert "(differs in cache_gb)" in again(ALL, copy, "--recipe=fast --cache_gb=0").stderr and what_is_there() != unbroken
 
 
 def test_progress_that_is_none(copy):

@@ -160,6 +160,7 @@ class Versions(Crops):
         return min(max(self.kept // 3, 1), len(self))
 
     def versions(self, index):
+        """Make the versions of a photograph, a list of what `version` returns."""
         path, references = self.images[index]
         rainy, scale, random = read_image(path), read_scale(references[0]), np.random.default_rng((self.seed, index))
         total = sum(read_reference(name, rainy, path).astype(np.float32) for name in references)
